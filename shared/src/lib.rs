@@ -1,0 +1,17 @@
+//! What Godwit's daemons and its console speak.
+//!
+//! * [`model`] is plain data: ids, units, VM specs, states, problems.
+//! * [`wire`] is how that data crosses a network: frames, versions, messages.
+//! * [`api`] is what the coordinator's REST interface answers and accepts.
+//! * [`config`] turns TOML into checked settings.
+//! * `pki` and `transport` (feature `transport`) are the cluster's identity and
+//!   its QUIC connections. Crates that only decide go without them.
+
+pub mod api;
+pub mod config;
+pub mod model;
+#[cfg(feature = "transport")]
+pub mod pki;
+#[cfg(feature = "transport")]
+pub mod transport;
+pub mod wire;

@@ -1,0 +1,15 @@
+//! How Godwit's values cross a network.
+//!
+//! * [`codec`]: values to bytes and back; the only user of the byte format's crate.
+//! * [`frame`]: length-limited frames on a stream, sans I/O.
+//! * [`version`]: the offer and answer that open a connection.
+//!
+//! Internal types are not wire types: what is sent is spelled out in the
+//! message modules, and golden tests pin its bytes.
+
+pub mod codec;
+pub mod document;
+pub mod frame;
+pub mod peer;
+pub mod uplink;
+pub mod version;
