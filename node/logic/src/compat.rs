@@ -1,0 +1,191 @@
+//! What stands against receiving a guest here.
+//!
+//! A migration needs the same virtual hardware on both sides: the same
+//! versioned machine type, the same accelerator, a QEMU that is not older, and
+//! disks that both sides reach. Everything that is missing is found in one look,
+//! because an operator who is told one reason at a time has to ask many times.
+
+use std::fmt::Display;
+
+use godwit_shared::model::capacity::EmulatorFacts;
+use godwit_shared::model::{Problem, VmSpec, codes};
+
+/// How the source runs the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningAs<'a> {
+    /// The versioned machine type.
+    pub machine: &'a str,
+    /// `kvm` or `tcg`.
+    pub accelerator: &'a str,
+    /// The source's QEMU version.
+    pub qemu_version: &'a str,
+}
+
+/// Every reason, in the order in which an operator would look.
+pub fn blockers(
+    spec: &VmSpec,
+    source: &RunningAs<'_>,
+    emulators: &[EmulatorFacts],
+) -> Vec<Problem> {
+    let mut found = disk_blockers(spec);
+    match emulators
+        .iter()
+        .find(|e| e.architecture == spec.architecture)
+    {
+        None => found.push(
+            blocked(
+                "architecture",
+                spec.architecture,
+                "the target has no QEMU for it",
+            )
+            .remedy(format!(
+                "install qemu-system-{} on the target",
+                spec.architecture
+            )),
+        ),
+        Some(emulator) => emulator_blockers(source, emulator, &mut found),
+    }
+    found
+}
+
+fn disk_blockers(spec: &VmSpec) -> Vec<Problem> {
+    let local = spec
+        .disks
+        .iter()
+        .enumerate()
+        .filter(|(_, disk)| !disk.shared);
+    local
+        .map(|(index, disk)| {
+            blocked(
+                format!("disks[{index}].shared"),
+                &disk.path,
+                "the disk is on the source only",
+            )
+            .remedy("put it on shared storage and set `shared: true`")
+        })
+        .collect()
+}
+
+fn emulator_blockers(source: &RunningAs<'_>, target: &EmulatorFacts, found: &mut Vec<Problem>) {
+    let known = |machine: &str| {
+        target.machines.iter().any(|m| m == machine)
+            || target.machine_aliases.values().any(|m| m == machine)
+    };
+    if !known(source.machine) {
+        found.push(
+            blocked(
+                "machine",
+                source.machine,
+                "the target's QEMU does not know the machine type",
+            )
+            .remedy("bring the target's QEMU to the source's version"),
+        );
+    }
+    if !target
+        .accelerators
+        .iter()
+        .any(|a| a.to_string() == source.accelerator)
+    {
+        found.push(
+            blocked(
+                "accelerator",
+                source.accelerator,
+                "it does not work on the target",
+            )
+            .remedy("choose a target with the same accelerator"),
+        );
+    }
+    if let (Some(ours), Some(theirs)) = (release(&target.version), release(source.qemu_version))
+        && ours < theirs
+    {
+        found.push(
+            blocked(
+                "qemu",
+                source.qemu_version,
+                format!("the target has QEMU {}", target.version),
+            )
+            .remedy("QEMU moves guests to the same or a later version only: upgrade the target"),
+        );
+    }
+}
+
+/// Major and minor of a version such as `10.0.2`.
+fn release(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split('.').map(|part| {
+        let digits: String = part.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse::<u32>().ok()
+    });
+    Some((parts.next()??, parts.next()??))
+}
+
+fn blocked(field: impl Into<String>, value: impl Display, why: impl Display) -> Problem {
+    let (field, value) = (field.into(), format!("{value}"));
+    Problem::new(
+        codes::MIGRATION_BLOCKED,
+        format!("`{field}` is `{value}`: {why}"),
+    )
+    .field(field)
+    .value(value)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use godwit_shared::model::spec::{Accelerator, Architecture, SpecFormat};
+
+    fn emulator(version: &str) -> EmulatorFacts {
+        EmulatorFacts {
+            architecture: Architecture::X86_64,
+            path: "/usr/bin/qemu-system-x86_64".into(),
+            version: version.into(),
+            accelerators: vec![Accelerator::Tcg],
+            machines: vec!["pc-q35-7.2".into(), "pc-q35-10.0".into()],
+            machine_aliases: [("q35".to_owned(), "pc-q35-10.0".to_owned())].into(),
+        }
+    }
+
+    const SOURCE: RunningAs<'static> = RunningAs {
+        machine: "pc-q35-7.2",
+        accelerator: "tcg",
+        qemu_version: "10.0.2",
+    };
+
+    fn spec(extra: &str) -> VmSpec {
+        VmSpec::parse(&format!("name: a\nmemory: 64\n{extra}"), SpecFormat::Yaml).unwrap()
+    }
+
+    fn fields(found: &[Problem]) -> Vec<&str> {
+        found.iter().map(|p| p.field.as_deref().unwrap()).collect()
+    }
+
+    #[test]
+    fn nothing_stands_against_a_twin() {
+        let shared = spec("disks: [{path: /a, shared: true}]");
+        assert_eq!(blockers(&shared, &SOURCE, &[emulator("10.0.2")]), []);
+        assert_eq!(blockers(&shared, &SOURCE, &[emulator("10.1")]), []);
+    }
+
+    #[test]
+    fn every_reason_is_found_in_one_look() {
+        let source = RunningAs {
+            machine: "pc-q35-11.0",
+            accelerator: "kvm",
+            qemu_version: "11.0.0",
+        };
+        let found = blockers(&spec("disks: [{path: /a}]"), &source, &[emulator("10.0.2")]);
+        assert_eq!(
+            fields(&found),
+            ["disks[0].shared", "machine", "accelerator", "qemu"]
+        );
+        assert!(found.iter().all(|p| p.remedy.is_some()));
+        assert_eq!(fields(&blockers(&spec(""), &SOURCE, &[])), ["architecture"]);
+    }
+
+    #[test]
+    fn versions_compare_as_numbers() {
+        assert!(release("9.2.0") < release("10.0.2"));
+        assert_eq!(release("7.2.22 (Debian 1:7.2+dfsg-7)"), Some((7, 2)));
+        assert_eq!(release("x"), None);
+    }
+}

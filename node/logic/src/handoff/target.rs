@@ -1,0 +1,429 @@
+//! The target's side of a handoff.
+
+use godwit_shared::model::{Epoch, MigrationId, Millis, Problem, codes};
+use godwit_shared::wire::peer::TargetMessage;
+use godwit_shared::wire::uplink::Verdict;
+
+use super::Rejected;
+use super::record::{IncomingStage, TombstoneVerdict};
+
+/// What a target can learn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetEvent {
+    /// [`TargetEffect::Check`] is done: what stands against it.
+    Checked(Vec<Problem>),
+    /// [`TargetEffect::StartQemu`] is done: QEMU waits for the streams.
+    Started,
+    /// It could not be started.
+    StartFailed(Problem),
+    /// QEMU has loaded everything (QMP `MIGRATION`, `completed`).
+    Loaded,
+    /// QEMU could not load it.
+    LoadFailed(Problem),
+    /// QEMU's process ended.
+    QemuGone(Problem),
+    /// The source grants the right.
+    Grant {
+        /// At this epoch.
+        epoch: Epoch,
+        /// Whether the CPUs shall run.
+        run: bool,
+    },
+    /// The source, or an operator through it, calls it off.
+    Cancel(Problem),
+    /// The connection to the source ended.
+    LinkLost(Problem),
+    /// Somebody asks what became of the grant.
+    Query,
+    /// [`TargetEffect::Journal`] is written.
+    Journaled(IncomingStage),
+    /// It could not be.
+    JournalFailed(Problem),
+    /// [`TargetEffect::Activate`] is done: the CPUs run, if they shall.
+    Activated,
+    /// It failed, and the CPUs certainly never ran here.
+    ActivateFailed(Problem),
+    /// It failed, and the CPUs may have run here.
+    ActivateUnclear(Problem),
+    /// [`TargetEffect::Discard`] is done: no QEMU, no record, and the tombstone
+    /// is written.
+    Discarded,
+    /// The source has retired, or was told all it will ever ask.
+    SourceDone,
+}
+
+/// What a target wants done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetEffect {
+    /// Find everything that stands against receiving the guest.
+    Check,
+    /// Reserve, start QEMU with `-incoming defer`, write the promise
+    /// ([`IncomingStage::Prepared`]) through to the disk, listen.
+    StartQemu,
+    /// Say this to the source, if the connection stands.
+    Send(TargetMessage),
+    /// Write the stage; answers [`TargetEvent::Journaled`].
+    Journal(IncomingStage),
+    /// Take ownership at this epoch and run the CPUs, if they shall.
+    Activate {
+        /// The grant's epoch.
+        epoch: Epoch,
+        /// Whether they shall run.
+        run: bool,
+    },
+    /// Write this tombstone first, then end QEMU and remove everything that was
+    /// begun, a start that is still under way included; answers
+    /// [`TargetEvent::Discarded`].
+    Discard(TombstoneVerdict),
+    /// Answer the open questions.
+    Answer(Verdict),
+    /// It is over.
+    Finish(TargetOutcome),
+}
+
+/// How a migration ended, for its target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetOutcome {
+    /// The guest is here. The record may be cleared.
+    Received,
+    /// Nothing of it is here.
+    Gone(Problem),
+    /// Only its blockers were asked for.
+    Checked,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Checking,
+    Starting,
+    Receiving,
+    Loaded,
+    Granting { run: bool },
+    Activating { run: bool },
+    Running { source_done: bool },
+    Discarding { cause: Problem, hand_back: bool },
+    Done,
+}
+
+/// The target of one migration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    migration: MigrationId,
+    /// The epoch that a grant has to carry.
+    epoch: Epoch,
+    dry_run: bool,
+    state: State,
+    asked: bool,
+}
+
+type Effects<'a> = &'a mut Vec<TargetEffect>;
+
+impl Target {
+    /// A source asks to send a guest that it runs at `source_epoch`.
+    pub fn begin(
+        migration: MigrationId,
+        source_epoch: Epoch,
+        dry_run: bool,
+        effects: Effects<'_>,
+    ) -> Self {
+        effects.push(TargetEffect::Check);
+        Self {
+            migration,
+            epoch: source_epoch.next(),
+            dry_run,
+            state: State::Checking,
+            asked: false,
+        }
+    }
+
+    /// A migration found in the journal after the daemon was restarted, on the
+    /// same boot of the host. `epoch` is the one that a grant carries.
+    pub fn recover(
+        migration: MigrationId,
+        epoch: Epoch,
+        stage: IncomingStage,
+        effects: Effects<'_>,
+    ) -> Self {
+        let mut target = Self {
+            migration,
+            epoch,
+            dry_run: false,
+            state: State::Receiving,
+            asked: false,
+        };
+        match stage {
+            IncomingStage::Prepared => target.discard(
+                Problem::new(codes::CONNECTION_LOST, "the target's daemon was restarted"),
+                false,
+                effects,
+            ),
+            IncomingStage::Granted { run } => {
+                target.state = State::Activating { run };
+                effects.push(TargetEffect::Activate { epoch, run });
+            }
+            IncomingStage::Running => target.state = State::Running { source_done: false },
+        }
+        target
+    }
+
+    /// Whether the grant was taken, and the guest is not handed back.
+    pub fn is_granted(&self) -> bool {
+        matches!(
+            self.state,
+            State::Granting { .. } | State::Activating { .. } | State::Running { .. }
+        )
+    }
+
+    /// Whether it is over.
+    pub fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// Takes one event in. A rejected event changed nothing.
+    pub fn step(&mut self, event: TargetEvent, effects: Effects<'_>) -> Result<(), Rejected> {
+        match event {
+            TargetEvent::Checked(blockers) => return self.on_checked(blockers, effects),
+            TargetEvent::Started => return self.on_started(effects),
+            TargetEvent::Loaded => self.on_loaded(effects),
+            TargetEvent::Grant { epoch, run } => return self.on_grant(epoch, run, effects),
+            TargetEvent::Query => self.on_query(effects),
+            TargetEvent::Journaled(stage) => return self.on_journaled(stage, effects),
+            TargetEvent::JournalFailed(problem) => self.on_journal_failed(problem, effects),
+            TargetEvent::Activated | TargetEvent::ActivateUnclear(_) => {
+                return self.on_activated(effects);
+            }
+            TargetEvent::ActivateFailed(problem) => {
+                return self.on_activate_failed(problem, effects);
+            }
+            TargetEvent::Discarded => return self.on_discarded(effects),
+            TargetEvent::SourceDone => self.on_source_done(effects),
+            TargetEvent::QemuGone(problem) => self.on_qemu_gone(problem, effects),
+            TargetEvent::LinkLost(problem) => self.on_link_lost(problem, effects),
+            TargetEvent::StartFailed(problem)
+            | TargetEvent::LoadFailed(problem)
+            | TargetEvent::Cancel(problem) => self.on_trouble(problem, effects),
+        }
+        Ok(())
+    }
+
+    fn on_checked(&mut self, blockers: Vec<Problem>, effects: Effects<'_>) -> Result<(), Rejected> {
+        if self.state != State::Checking {
+            return Err(self.rejected("checked"));
+        }
+        if self.dry_run || !blockers.is_empty() {
+            self.state = State::Done;
+            let outcome = if self.dry_run {
+                TargetOutcome::Checked
+            } else {
+                TargetOutcome::Gone(Problem::new(
+                    codes::MIGRATION_BLOCKED,
+                    "the guest cannot be received here",
+                ))
+            };
+            effects.push(TargetEffect::Send(TargetMessage::Blocked {
+                migration: self.migration,
+                blockers,
+            }));
+            effects.push(TargetEffect::Finish(outcome));
+        } else {
+            self.state = State::Starting;
+            effects.push(TargetEffect::StartQemu);
+        }
+        Ok(())
+    }
+
+    fn on_started(&mut self, effects: Effects<'_>) -> Result<(), Rejected> {
+        match self.state {
+            State::Starting => {
+                self.state = State::Receiving;
+                effects.push(TargetEffect::Send(TargetMessage::Prepared {
+                    migration: self.migration,
+                }));
+                Ok(())
+            }
+            // It was called off meanwhile; the discard waits for the start.
+            State::Discarding { .. } => Ok(()),
+            _ => Err(self.rejected("started")),
+        }
+    }
+
+    fn on_loaded(&mut self, effects: Effects<'_>) {
+        if self.state == State::Receiving {
+            self.state = State::Loaded;
+            effects.push(TargetEffect::Send(TargetMessage::Loaded {
+                migration: self.migration,
+            }));
+        }
+    }
+
+    fn on_grant(&mut self, epoch: Epoch, run: bool, effects: Effects<'_>) -> Result<(), Rejected> {
+        if self.state != State::Loaded || epoch != self.epoch {
+            return Err(self.rejected("grant"));
+        }
+        self.state = State::Granting { run };
+        effects.push(TargetEffect::Journal(IncomingStage::Granted { run }));
+        Ok(())
+    }
+
+    fn on_journaled(&mut self, stage: IncomingStage, effects: Effects<'_>) -> Result<(), Rejected> {
+        match (stage, &self.state) {
+            (IncomingStage::Granted { .. }, State::Granting { run }) => {
+                let run = *run;
+                self.state = State::Activating { run };
+                effects.push(TargetEffect::Activate {
+                    epoch: self.epoch,
+                    run,
+                });
+                Ok(())
+            }
+            (IncomingStage::Running, State::Running { .. }) => Ok(()),
+            _ => Err(self.rejected("journaled")),
+        }
+    }
+
+    /// A grant that could not be journaled was not taken: the right goes back.
+    /// For the mark that the CPUs run, a restart finds out by looking at QEMU.
+    fn on_journal_failed(&mut self, problem: Problem, effects: Effects<'_>) {
+        if matches!(self.state, State::Granting { .. }) {
+            self.discard(problem, true, effects);
+        }
+    }
+
+    fn on_activated(&mut self, effects: Effects<'_>) -> Result<(), Rejected> {
+        if !matches!(self.state, State::Activating { .. }) {
+            return Err(self.rejected("activated"));
+        }
+        self.state = State::Running { source_done: false };
+        effects.push(TargetEffect::Send(TargetMessage::Activated {
+            migration: self.migration,
+            epoch: self.epoch,
+        }));
+        effects.push(TargetEffect::Journal(IncomingStage::Running));
+        self.answer(Verdict::Granted { running: true }, effects);
+        Ok(())
+    }
+
+    fn on_activate_failed(
+        &mut self,
+        problem: Problem,
+        effects: Effects<'_>,
+    ) -> Result<(), Rejected> {
+        if !matches!(self.state, State::Activating { .. }) {
+            return Err(self.rejected("activate failed"));
+        }
+        self.discard(problem, true, effects);
+        Ok(())
+    }
+
+    /// Before the CPUs could have run it is as good as a failed load. While they
+    /// are being started the answer of `Activate` decides.
+    fn on_qemu_gone(&mut self, problem: Problem, effects: Effects<'_>) {
+        match self.state {
+            State::Granting { .. } => self.discard(problem, true, effects),
+            _ => self.on_trouble(problem, effects),
+        }
+    }
+
+    fn on_link_lost(&mut self, problem: Problem, effects: Effects<'_>) {
+        if let State::Running { .. } = self.state {
+            return;
+        }
+        self.on_trouble(problem, effects);
+    }
+
+    /// Anything that ends it before the grant was taken.
+    fn on_trouble(&mut self, problem: Problem, effects: Effects<'_>) {
+        match self.state {
+            State::Checking => {
+                self.state = State::Done;
+                effects.push(TargetEffect::Finish(TargetOutcome::Gone(problem)));
+            }
+            State::Starting | State::Receiving | State::Loaded => {
+                self.discard(problem, false, effects);
+            }
+            _ => {}
+        }
+    }
+
+    fn discard(&mut self, cause: Problem, hand_back: bool, effects: Effects<'_>) {
+        self.state = State::Discarding { cause, hand_back };
+        effects.push(TargetEffect::Discard(TombstoneVerdict::Refused));
+    }
+
+    fn on_discarded(&mut self, effects: Effects<'_>) -> Result<(), Rejected> {
+        let State::Discarding { cause, hand_back } = &self.state else {
+            return Err(self.rejected("discarded"));
+        };
+        let (migration, reason) = (self.migration, cause.clone());
+        let message = if *hand_back {
+            TargetMessage::HandBack {
+                migration,
+                epoch: self.epoch.next(),
+                reason: reason.clone(),
+            }
+        } else {
+            TargetMessage::Failed {
+                migration,
+                reason: reason.clone(),
+            }
+        };
+        self.state = State::Done;
+        effects.push(TargetEffect::Send(message));
+        self.answer(Verdict::Refused, effects);
+        effects.push(TargetEffect::Finish(TargetOutcome::Gone(reason)));
+        Ok(())
+    }
+
+    /// A question is only asked when the source has granted and heard nothing:
+    /// a grant that has not arrived by now is refused for good.
+    fn on_query(&mut self, effects: Effects<'_>) {
+        self.asked = true;
+        match self.state {
+            State::Running { .. } => self.answer(Verdict::Granted { running: true }, effects),
+            State::Granting { .. } | State::Activating { .. } => {
+                effects.push(TargetEffect::Answer(Verdict::Granted { running: false }));
+            }
+            State::Starting | State::Receiving | State::Loaded => {
+                let cause = Problem::new(codes::MIGRATION_FAILED, "the grant did not arrive");
+                self.discard(cause, false, effects);
+            }
+            State::Discarding { .. } => {}
+            State::Checking | State::Done => self.answer(Verdict::Refused, effects),
+        }
+    }
+
+    fn answer(&mut self, verdict: Verdict, effects: Effects<'_>) {
+        if std::mem::take(&mut self.asked) {
+            effects.push(TargetEffect::Answer(verdict));
+        }
+    }
+
+    fn on_source_done(&mut self, effects: Effects<'_>) {
+        if let State::Running { .. } = self.state {
+            self.state = State::Done;
+            effects.push(TargetEffect::Finish(TargetOutcome::Received));
+        }
+    }
+
+    fn rejected(&self, event: &str) -> Rejected {
+        let state = match self.state {
+            State::Checking => "checking",
+            State::Starting => "starting",
+            State::Receiving => "receiving",
+            State::Loaded => "loaded",
+            State::Granting { .. } => "granting",
+            State::Activating { .. } => "activating",
+            State::Running { .. } => "running",
+            State::Discarding { .. } => "discarding",
+            State::Done => "done",
+        };
+        Rejected {
+            state,
+            event: event.to_owned(),
+        }
+    }
+}
+
+/// How long a target keeps what it has received open for the source's last
+/// word before it writes the tombstone and closes the record by itself.
+pub const SOURCE_DONE_DEADLINE: Millis = Millis(60_000);

@@ -1,0 +1,32 @@
+//! QEMU as a program: which one, with what arguments, and what it can do.
+//!
+//! * [`plan`] decides how a spec is run on this host: [`LaunchPlan`];
+//! * [`argv`] spells a plan out;
+//! * [`facts`] reads what a probed QEMU says of itself, and decides whether KVM
+//!   really works.
+//!
+//! # Invariants
+//! * The same plan gives the same arguments on every node: both sides of a
+//!   migration build the same machine, down to the addresses of its devices.
+//! * Paths and names never reach a comma-separated option unescaped.
+//! * The CPUs never run by themselves (`-S`): the daemon says `cont`.
+
+pub mod argv;
+mod devices;
+pub mod facts;
+mod mac;
+pub mod plan;
+
+pub use argv::argv;
+pub use mac::mac_address;
+pub use plan::{Accel, LaunchPlan, PlanError, Sockets};
+
+/// Labels of the character devices.
+pub mod chardev {
+    /// The QMP session.
+    pub const QMP: &str = "qmp";
+    /// The serial console.
+    pub const SERIAL: &str = "serial0";
+    /// The guest agent's channel; also the id of its port in `VSERPORT_CHANGE`.
+    pub const AGENT: &str = "agent0";
+}
