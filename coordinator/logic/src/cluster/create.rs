@@ -1,0 +1,77 @@
+//! New VMs.
+
+use godwit_shared::api::CreateVm;
+use godwit_shared::model::{Epoch, NodeId, Problem, RunState, TaskId, VmId, codes};
+
+use super::Cluster;
+use super::room::choice;
+use super::turn::{About, Turn};
+use crate::input::Output;
+use crate::record::{Key, TaskKind, VmRecord};
+
+impl Cluster {
+    pub(super) fn on_create_vm(
+        &mut self,
+        turn: &mut Turn,
+        vm: VmId,
+        task: TaskId,
+        request: CreateVm,
+    ) -> Result<Output, Problem> {
+        let node = self.check_create(vm, &request)?;
+        let CreateVm { spec, start, .. } = request;
+        let name = spec.name.clone();
+        let record = VmRecord {
+            id: vm,
+            name: name.clone(),
+            machine: None,
+            spec,
+            desired: RunState::Stopped,
+            owner: None,
+            epoch: Epoch::default(),
+            created: turn.now,
+            deleting: false,
+            seen: None,
+        };
+        self.observed.names.insert(name.clone(), vm);
+        self.records.vms.insert(vm, record);
+        turn.touch(Key::Vm(vm));
+        self.note(
+            turn,
+            "vm.created",
+            About::vm(&name, node.as_ref()),
+            format!("{name} was defined"),
+        );
+        self.begin_task(turn, task, TaskKind::Create { start }, vm, node);
+        self.settle(turn, vm);
+        self.task(task).map(Output::Task)
+    }
+
+    /// Where it goes; nowhere yet when it is neither to be started nor put
+    /// anywhere.
+    fn check_create(&self, vm: VmId, request: &CreateVm) -> Result<Option<NodeId>, Problem> {
+        let spec = &request.spec;
+        let mut wrong = spec.problems();
+        if !wrong.is_empty() {
+            return Err(wrong.remove(0).and(wrong));
+        }
+        let name = &spec.name;
+        if self.records.vms.contains_key(&vm) {
+            return Err(Problem::internal("the fresh id of a VM is not fresh"));
+        }
+        if self.observed.names.contains_key(name) {
+            return Err(Problem::new(
+                codes::ALREADY_EXISTS,
+                format!("there is a VM `{name}` already"),
+            )
+            .field("name")
+            .value(name.as_str())
+            .remedy("choose another name, or delete that VM"));
+        }
+        if let Some(node) = &request.node {
+            self.member(node)?;
+        } else if !request.start {
+            return Ok(None);
+        }
+        choice(self.place(request), name, request.node.as_ref()).map(Some)
+    }
+}

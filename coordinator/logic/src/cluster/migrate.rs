@@ -1,0 +1,240 @@
+//! Migrations: asked for here, driven by the two nodes, told back.
+//!
+//! What becomes of a migration then is in [`super::progress`].
+
+use godwit_shared::api::MigrateRequest;
+use godwit_shared::model::spec::Accelerator;
+use godwit_shared::model::{
+    DomainState, LifecycleCommand, MigrationId, MigrationPhase, MigrationProgress, NodeId, Problem,
+    TaskId, VmId, codes,
+};
+use godwit_shared::wire::uplink::NodeRequest;
+
+use super::Cluster;
+use super::command::conflict;
+use super::progress::about;
+use super::room::choice;
+use super::state::{Knowledge, Move, Purpose};
+use super::turn::Turn;
+use crate::input::{Output, Ticket};
+use crate::placement::Request;
+use crate::record::{Key, MigrationRecord, TaskKind, VmRecord};
+
+impl Cluster {
+    pub(super) fn on_migrate(
+        &mut self,
+        turn: &mut Turn,
+        vm: VmId,
+        id: MigrationId,
+        task: TaskId,
+        ticket: Ticket,
+        request: MigrateRequest,
+    ) -> Result<Output, Problem> {
+        let source = self.check_source(vm)?;
+        let (target, found) = self.choose_target(vm, &source, request.target.as_ref())?;
+        let record = self.vm_record(vm)?;
+        let plan = MigrationRecord {
+            id,
+            vm,
+            name: record.name.clone(),
+            source,
+            target,
+            epoch: record.epoch,
+            policy: request.policy,
+            phase: MigrationPhase::Queued,
+            since: turn.now,
+            created: turn.now,
+            ended: None,
+            progress: MigrationProgress::default(),
+            blackout: None,
+            failure: None,
+            assumed: false,
+            task: None,
+        };
+        if request.dry_run {
+            self.begin_dry_run(turn, &plan, ticket, found)?;
+            return Ok(Output::Waiting);
+        }
+        if let Some(first) = found.first() {
+            let remedy = first.remedy.clone().unwrap_or_default();
+            let message = format!("{} cannot be moved to {}", plan.name, plan.target);
+            return Err(Problem::new(codes::MIGRATION_BLOCKED, message)
+                .remedy(remedy)
+                .and(found));
+        }
+        self.begin_task(turn, task, TaskKind::Migrate, vm, Some(plan.target.clone()));
+        self.begin_migration(turn, plan, task)?;
+        self.task(task).map(Output::Task)
+    }
+
+    /// The node that the VM is on, when it can be moved from there.
+    fn check_source(&self, vm: VmId) -> Result<NodeId, Problem> {
+        let record = self.vm_record(vm)?;
+        let name = &record.name;
+        self.check_idle(vm, LifecycleCommand::Pause)?;
+        let state = |node| {
+            let report = self.report(node, vm);
+            report.map_or(DomainState::Stopped, |report| report.state)
+        };
+        let Some(source) = &record.owner else {
+            return Err(not_running(name.as_str(), DomainState::Stopped));
+        };
+        self.check_up(source, name)?;
+        match state(source) {
+            DomainState::Running | DomainState::Paused => Ok(source.clone()),
+            other => Err(not_running(name.as_str(), other)),
+        }
+    }
+
+    /// Where to, and what placement has against it (only ever something for a
+    /// node that was named).
+    fn choose_target(
+        &self,
+        vm: VmId,
+        source: &NodeId,
+        asked: Option<&NodeId>,
+    ) -> Result<(NodeId, Vec<Problem>), Problem> {
+        let record = self.vm_record(vm)?;
+        if let Some(node) = asked {
+            self.member(node)?;
+        }
+        if asked == Some(source) {
+            return Err(conflict(
+                format!("{} is on {source} already", record.name),
+                "name another node",
+            )
+            .field("target")
+            .value(source.as_str()));
+        }
+        let wish = Request {
+            spec: &record.spec,
+            machine: self.machine_in_use(record),
+            accelerator: self.accelerator_in_use(record),
+            only: asked,
+            exclude: Some(source),
+        };
+        let view = self.rate(&wish, Some(vm));
+        let Some(asked) = asked else {
+            return choice(view, &record.name, None).map(|node| (node, Vec::new()));
+        };
+        let verdict = view.nodes.into_iter().find(|v| v.node == *asked);
+        let found = verdict.map(|verdict| verdict.refused).unwrap_or_default();
+        if found.iter().any(|p| p.code == codes::NODE_UNREACHABLE) {
+            return choice_refused(&record.name.to_string(), asked, found);
+        }
+        Ok((asked.clone(), found))
+    }
+
+    fn machine_in_use<'a>(&'a self, record: &'a VmRecord) -> Option<&'a str> {
+        let report = self.owner_report(record.id);
+        let in_use = report.and_then(|report| report.machine.as_deref());
+        in_use
+            .or(record.machine.as_deref())
+            .or(record.spec.machine.as_deref())
+    }
+
+    fn accelerator_in_use(&self, record: &VmRecord) -> Accelerator {
+        let report = self.owner_report(record.id);
+        match report.and_then(|report| report.accelerator.as_deref()) {
+            Some("kvm") => Accelerator::Kvm,
+            Some("tcg") => Accelerator::Tcg,
+            _ => record.spec.accelerator,
+        }
+    }
+
+    fn begin_dry_run(
+        &mut self,
+        turn: &mut Turn,
+        plan: &MigrationRecord,
+        ticket: Ticket,
+        found: Vec<Problem>,
+    ) -> Result<(), Problem> {
+        let body = self.migrate_request(plan, true)?;
+        let purpose = Purpose::DryRun {
+            ticket,
+            target: plan.target.clone(),
+            found,
+        };
+        let deadline = self.settings.limits.request;
+        self.ask(turn, &plan.source, purpose, body, deadline);
+        Ok(())
+    }
+
+    fn begin_migration(
+        &mut self,
+        turn: &mut Turn,
+        mut plan: MigrationRecord,
+        task: TaskId,
+    ) -> Result<(), Problem> {
+        let id = plan.id;
+        plan.task = Some(task);
+        if let Some(task) = self.records.tasks.get_mut(&task) {
+            task.migration = Some(id);
+            turn.touch(Key::Task(task.id));
+        }
+        let body = self.migrate_request(&plan, false)?;
+        let (source, name, target) = (plan.source.clone(), &plan.name, &plan.target);
+        let message = format!("{name} is to move from {source} to {target}");
+        self.track(turn, plan, message);
+        let deadline = self.settings.limits.migrate;
+        let asked = self.ask(turn, &source, Purpose::Migrate(id), body, deadline);
+        let known = self.observed.moves.get_mut(&id);
+        if let Some(known) = known.filter(|_| asked.is_some()) {
+            known.source = Knowledge::Asked;
+        }
+        Ok(())
+    }
+
+    fn migrate_request(
+        &self,
+        plan: &MigrationRecord,
+        dry_run: bool,
+    ) -> Result<NodeRequest, Problem> {
+        Ok(NodeRequest::Migrate {
+            migration: plan.id,
+            vm: plan.vm,
+            target: self.member(&plan.target)?.member(),
+            policy: plan.policy.clone(),
+            dry_run,
+        })
+    }
+
+    /// Takes a migration up.
+    pub(super) fn track(&mut self, turn: &mut Turn, record: MigrationRecord, message: String) {
+        let id = record.id;
+        let known = Move {
+            progress: record.progress,
+            ..Move::default()
+        };
+        self.observed.moving.insert(record.vm, id);
+        self.observed.moves.insert(id, known);
+        let about = about(&record);
+        self.records.migrations.insert(id, record);
+        turn.touch(Key::Migration(id));
+        self.note(turn, "migration.phase", about, message);
+    }
+}
+
+fn not_running(name: &str, state: DomainState) -> Problem {
+    conflict(
+        format!("{name} is {state}; only a running or paused VM can be moved"),
+        format!("start it where it is to run: `godwit vm start {name} --node NODE`"),
+    )
+}
+
+fn choice_refused(
+    name: &str,
+    node: &NodeId,
+    found: Vec<Problem>,
+) -> Result<(NodeId, Vec<Problem>), Problem> {
+    Err(Problem::new(
+        codes::NODE_UNREACHABLE,
+        format!("{name} cannot be moved to {node}: it is not connected"),
+    )
+    .field("target")
+    .value(node.as_str())
+    .remedy(format!(
+        "see that godwit-node runs on {node}, or name another node"
+    ))
+    .and(found))
+}

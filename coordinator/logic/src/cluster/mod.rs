@@ -1,0 +1,240 @@
+//! The state of the cluster, and the only place that changes it.
+//!
+//! # Desired and observed
+//!
+//! *Records* ([`crate::record`]) say what is wanted and who holds which right;
+//! they are persisted before anything is done that rests on them. What the
+//! nodes say (domains, sessions, health, requests under way) is *observed*: it
+//! lives in memory and comes again with every node's hello. A coordinator that
+//! was killed at any moment therefore finds out what is true from its records
+//! and the hellos, and goes on with the tasks that it finds unfinished: every
+//! task is driven by one function that compares the two and takes the next step
+//! ([`task`]), whether it is new, answered, or picked up after a restart.
+//!
+//! # At most one runner
+//!
+//! A VM runs where its record's `owner` says, at the record's `epoch`.
+//!
+//! 1. *The record leads a start.* Owner and a raised epoch are persisted before
+//!    `Start` is sent, and `Start` goes to that owner alone. A coordinator that
+//!    died in between finds its intent and sends the same start, with the same
+//!    epoch, to the same node. `Define` carries the epoch before it: so a
+//!    domain that reports the new epoch has been started, and is not started
+//!    again when it has ended since.
+//! 2. *The record changes its owner for a start only when the former owner is
+//!    connected and has said that it has no such domain any more.* A node that
+//!    is away keeps its VMs: nothing of them is started elsewhere (fencing
+//!    comes later).
+//! 3. *Nodes pass the right on by themselves in a migration, and are believed.*
+//!    A domain that is reported as owned at a higher epoch than the record's,
+//!    with a guest that ran there, moves the record to that node; so does a migration that is reported as
+//!    completed. The epoch of a record never goes down.
+//! 4. *Nothing is started while any node is known to have a process of it*,
+//!    and no command runs beside another, or beside a migration, of the same VM.
+//! 5. *A node that runs a VM at a lower epoch* than the record's, as after a
+//!    partition, is told to stop it only when the record's owner is connected
+//!    and reports the domain as its own at the record's epoch; a stop that was
+//!    refused or not answered is asked for again, ever more seldom. While the owner
+//!    is away it is left alone: it may be the only one. When the owner is
+//!    connected and has no process of it, the stale runner is the only one, so
+//!    the record moves to it; its epoch stays as high as it was.
+//! 6. *A stopped copy* on a node that is not the owner is deleted there once the
+//!    owner has confirmed the domain at the record's epoch.
+//!
+//! # What is wanted follows what the guest does
+//!
+//! A guest that powers itself off is wanted `stopped` from then on. One that
+//! crashed stays wanted `running`, keeps its reservation and its exit reason,
+//! and is not restarted by itself. A VM that is found running with no task on
+//! it is wanted `running`.
+
+mod command;
+mod create;
+mod load;
+mod log;
+mod member;
+mod migrate;
+mod owner;
+mod progress;
+mod recall;
+mod reply;
+mod room;
+mod runners;
+mod session;
+mod state;
+mod task;
+#[cfg(test)]
+mod tests;
+mod turn;
+mod verdict;
+mod view;
+
+use godwit_shared::model::{Millis, Problem, UnixMillis};
+
+use crate::effect::{Effect, Timer};
+use crate::input::{Input, Output};
+use crate::placement::Weights;
+
+pub use load::LoadError;
+pub use log::Replay;
+
+use state::{Observed, Records};
+use turn::Turn;
+
+/// What the cluster is told of itself at the start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The cluster's name.
+    pub name: String,
+    /// The coordinator's version.
+    pub software: String,
+    /// The CA's SHA-256 fingerprint, in hexadecimal.
+    pub ca_fingerprint: String,
+    /// When this coordinator was started.
+    pub started: UnixMillis,
+    /// What placement weighs.
+    pub weights: Weights,
+    /// How long things are waited for, and how much is kept.
+    pub limits: Limits,
+}
+
+/// How long things are waited for, and how much is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// For a node's reply to a request.
+    pub request: Millis,
+    /// For a node's reply to `Start`, which may have to load much.
+    pub start: Millis,
+    /// For a node's reply to `Migrate`: longer than the node itself takes at
+    /// most (90 s), so that its word comes before this one is assumed.
+    pub migrate: Millis,
+    /// For a guest that was asked to power off.
+    pub shutdown: Millis,
+    /// For the return of a node that a task needs.
+    pub absence: Millis,
+    /// Events kept.
+    pub events: usize,
+    /// Ended tasks kept.
+    pub tasks: usize,
+    /// Ended migrations kept.
+    pub migrations: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request: Millis(15_000),
+            start: Millis(60_000),
+            migrate: Millis(120_000),
+            shutdown: Millis(180_000),
+            absence: Millis(60_000),
+            events: 10_000,
+            tasks: 1_000,
+            migrations: 1_000,
+        }
+    }
+}
+
+/// The state of the cluster.
+///
+/// Feed it with [`Cluster::step`], read it with the methods of the view
+/// (`vms`, `nodes` and so on). It is cheap to read and never blocks.
+#[derive(Debug)]
+pub struct Cluster {
+    settings: Settings,
+    records: Records,
+    observed: Observed,
+}
+
+impl Cluster {
+    /// Takes one input, appends what is to be done to `effects` (in that order,
+    /// see [`crate::effect`]), and says what the input's author is to be told
+    /// once the effects are durable. A refusal changed nothing.
+    pub fn step(
+        &mut self,
+        now: UnixMillis,
+        input: Input,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Output, Problem> {
+        let mut turn = Turn::new(now);
+        let output = self.apply(&mut turn, input);
+        debug_assert!(
+            output.is_ok() || turn.is_empty(),
+            "a refusal changed the state"
+        );
+        self.finish(turn, effects)?;
+        output
+    }
+
+    fn apply(&mut self, turn: &mut Turn, input: Input) -> Result<Output, Problem> {
+        match input {
+            Input::CreateToken { id, digest, valid } => {
+                self.on_create_token(turn, id, digest, valid)
+            }
+            Input::Join {
+                token,
+                digest,
+                node,
+                address,
+            } => self.on_join(turn, &token, digest, &node, address),
+            Input::SessionOpened {
+                node,
+                incarnation,
+                session,
+                hello,
+            } => self.on_session_opened(turn, &node, incarnation, session, hello),
+            Input::Message {
+                node,
+                session,
+                message,
+            } => self.on_message(turn, &node, session, message),
+            Input::Unanswered { request } => {
+                self.on_unanswered(turn, request);
+                Ok(Output::Done)
+            }
+            Input::SessionClosed {
+                node,
+                session,
+                reason,
+            } => {
+                self.on_session_closed(turn, &node, session, &reason);
+                Ok(Output::Done)
+            }
+            Input::Cordon { node, cordoned } => self.on_cordon(turn, &node, cordoned),
+            Input::RemoveNode { node } => self.on_remove_node(turn, &node),
+            Input::CreateVm { vm, task, request } => self.on_create_vm(turn, vm, task, request),
+            Input::Command {
+                vm,
+                task,
+                command,
+                options,
+            } => self.on_command(turn, vm, task, command, &options),
+            Input::Migrate {
+                vm,
+                migration,
+                task,
+                ticket,
+                request,
+            } => self.on_migrate(turn, vm, migration, task, ticket, request),
+            Input::CancelMigration { migration } => self.on_cancel_migration(turn, migration),
+            Input::WatchMigration { migration, watch } => {
+                self.on_watch_migration(turn, migration, watch)
+            }
+            Input::CancelTask { task } => self.on_cancel_task(turn, task),
+            Input::ReadLog {
+                ticket,
+                vm,
+                kind,
+                lines,
+            } => self.on_read_log(turn, ticket, vm, kind, lines),
+            Input::Timer(Timer::Leftover(vm)) => {
+                self.settle(turn, vm);
+                Ok(Output::Done)
+            }
+            Input::Timer(Timer::Task(task)) => {
+                self.on_task_timer(turn, task);
+                Ok(Output::Done)
+            }
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What is taken on each node, and where there is room.
+//!
+//! A VM takes room on its owner while it is wanted running, on the node that a
+//! task is putting it on, on the target of its migration, and wherever a node
+//! reports a process of it: so a reservation begins with the decision that
+//! needs it and ends with the word that it is not needed.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use godwit_shared::api::{CreateVm, PlacementView};
+use godwit_shared::model::{NodeId, Problem, RunState, Usage, VmId, VmName, codes};
+
+use super::Cluster;
+use crate::placement::{Candidate, Request, Snapshot, place};
+use crate::record::{TaskKind, VmRecord};
+
+/// What is on one node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Load {
+    pub(super) used: Usage,
+    /// VMs that the node owns.
+    pub(super) vms: u32,
+    /// VMs of the group that was asked about.
+    pub(super) group: u32,
+}
+
+impl Cluster {
+    /// Where the VM of that request would go now, and why.
+    pub fn place(&self, request: &CreateVm) -> PlacementView {
+        let spec = &request.spec;
+        let wish = Request {
+            spec,
+            machine: spec.machine.as_deref(),
+            accelerator: spec.accelerator,
+            only: request.node.as_ref(),
+            exclude: None,
+        };
+        self.rate(&wish, None)
+    }
+
+    /// Rates the nodes for a VM; what it takes itself is left out.
+    pub(super) fn rate(&self, wish: &Request<'_>, vm: Option<VmId>) -> PlacementView {
+        let label = wish.spec.placement.spread_by.as_deref();
+        let group = label.and_then(|key| Some((key, wish.spec.labels.get(key)?.as_str())));
+        let loads = self.loads(vm, group);
+        let members = self.records.nodes.values().filter(|node| !node.revoked);
+        let nodes = members.map(|record| {
+            let load = loads.get(&record.name).copied().unwrap_or_default();
+            Candidate {
+                node: &record.name,
+                connected: self.is_up(&record.name),
+                cordoned: record.cordoned,
+                facts: record.facts.as_ref(),
+                used: load.used,
+                group: load.group,
+            }
+        });
+        let snapshot = Snapshot {
+            nodes: nodes.collect(),
+            weights: self.settings.weights,
+        };
+        place(&snapshot, wish)
+    }
+
+    /// What is on every node that has anything, without `except`, in one pass.
+    pub(super) fn loads(
+        &self,
+        except: Option<VmId>,
+        group: Option<(&str, &str)>,
+    ) -> BTreeMap<&NodeId, Load> {
+        let mut loads: BTreeMap<&NodeId, Load> = BTreeMap::new();
+        for record in self.records.vms.values().filter(|vm| Some(vm.id) != except) {
+            let usage = Usage::of(&record.spec);
+            let kin = group.is_some_and(|(key, value)| {
+                record.spec.labels.get(key).is_some_and(|own| own == value)
+            });
+            if let Some(owner) = &record.owner {
+                loads.entry(owner).or_default().vms += 1;
+            }
+            for node in self.places_of(record) {
+                let load = loads.entry(node).or_default();
+                load.used = load.used.plus(usage);
+                load.group += u32::from(kin);
+            }
+        }
+        loads
+    }
+
+    /// The nodes where the VM takes room.
+    fn places_of<'a>(&'a self, record: &'a VmRecord) -> BTreeSet<&'a NodeId> {
+        let wanted = record.desired == RunState::Running;
+        let owner = record.owner.as_ref().filter(|_| wanted);
+        let task = self.observed.busy.get(&record.id);
+        let task = task.and_then(|id| self.records.tasks.get(id));
+        let coming = task
+            .filter(|task| task.kind.starts())
+            .and_then(|task| task.node.as_ref());
+        let migration = self.observed.moving.get(&record.id);
+        let migration = migration.and_then(|id| self.records.migrations.get(id));
+        let copies = self.copies(record.id);
+        let processes = copies.filter(|(_, report)| report.state.has_process());
+        owner
+            .into_iter()
+            .chain(coming)
+            .chain(migration.map(|migration| &migration.target))
+            .chain(processes.map(|(node, _)| node))
+            .collect()
+    }
+}
+
+impl TaskKind {
+    /// Whether the task ends with a guest that runs where there was none.
+    pub(crate) const fn starts(self) -> bool {
+        matches!(
+            self,
+            Self::Create { start: true }
+                | Self::Command(godwit_shared::model::LifecycleCommand::Start)
+        )
+    }
+}
+
+/// The node of choice, or why there is none.
+pub(super) fn choice(
+    view: PlacementView,
+    name: &VmName,
+    only: Option<&NodeId>,
+) -> Result<NodeId, Problem> {
+    if let Some(node) = view.node {
+        return Ok(node);
+    }
+    let named = |node: &NodeId| only.is_none_or(|only| only == node);
+    let refused = view
+        .nodes
+        .into_iter()
+        .filter(|verdict| named(&verdict.node));
+    let reasons: Vec<Problem> = refused.flat_map(|verdict| verdict.refused).collect();
+    let message = match (only, &reasons[..]) {
+        (_, []) => format!("there is no node that could take {name}"),
+        (Some(node), _) => format!("{name} does not fit on {node}"),
+        (None, _) => format!("no node can take {name}"),
+    };
+    let remedy = match reasons.first() {
+        None => "add a node: `godwit node token` makes a token to join with".to_owned(),
+        Some(first) => first
+            .remedy
+            .clone()
+            .unwrap_or_else(|| first.message.clone()),
+    };
+    Err(Problem::new(codes::NO_NODE_FITS, message)
+        .remedy(remedy)
+        .and(reasons))
+}

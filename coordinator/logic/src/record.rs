@@ -1,0 +1,321 @@
+//! What outlives the coordinator: the desired state, one record for each key.
+//!
+//! Records are JSON, so that a later release adds fields without a migration
+//! of the store. What nodes report is not here, with one exception:
+//! [`VmRecord::seen`] is kept for display while the node is away, and nothing
+//! is ever decided on it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use godwit_shared::api::{Event, TaskState};
+use godwit_shared::model::{
+    DomainState, Epoch, LifecycleCommand, MigrationFailure, MigrationId, MigrationPhase,
+    MigrationPolicy, MigrationProgress, Millis, NodeFacts, NodeId, Problem, RunState, TaskId,
+    UnixMillis, VmId, VmName, VmSpec,
+};
+use serde::{Deserialize, Serialize};
+
+/// A member of the cluster, or one that was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its name.
+    pub name: NodeId,
+    /// Which joining of that name: part of its certificate's name.
+    pub incarnation: u32,
+    /// Where its daemon listens: `host:port`.
+    pub address: String,
+    /// No new VMs are placed on it.
+    pub cordoned: bool,
+    /// It was removed; kept so that its certificate stays refused and the next
+    /// joining of the name gets a higher incarnation.
+    pub revoked: bool,
+    /// When it joined.
+    pub joined: UnixMillis,
+    /// What it said of itself when it last connected; none before that.
+    pub facts: Option<NodeFacts>,
+}
+
+/// SHA-256 of a join token's secret.
+#[derive(Debug, Clone, Copy, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SecretDigest(pub [u8; 32]);
+
+impl PartialEq for SecretDigest {
+    /// Looks at every byte, so that the time taken says nothing about where
+    /// two digests differ.
+    fn eq(&self, other: &Self) -> bool {
+        let differing = self
+            .0
+            .iter()
+            .zip(other.0)
+            .fold(0, |sum, (a, b)| sum | (a ^ b));
+        std::hint::black_box(differing) == 0
+    }
+}
+
+/// A one-time right to join.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// Its public part.
+    pub id: String,
+    /// What its secret hashes to.
+    pub digest: SecretDigest,
+    /// When it was made.
+    pub created: UnixMillis,
+    /// When it ceases to be good.
+    pub expires: UnixMillis,
+    /// Who joined with it.
+    pub used_by: Option<NodeId>,
+}
+
+/// One VM as the operator wants it, and who holds the right to run it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// Its id, never used again.
+    pub id: VmId,
+    /// Its name.
+    pub name: VmName,
+    /// Its spec.
+    pub spec: VmSpec,
+    /// What is wanted of it.
+    pub desired: RunState,
+    /// The node that holds the right to run it, and its files and logs; none
+    /// before it was first placed.
+    pub owner: Option<NodeId>,
+    /// The highest epoch that was given out for it or that a node reported.
+    pub epoch: Epoch,
+    /// The versioned machine type that its first run chose.
+    pub machine: Option<String>,
+    /// When it was created.
+    pub created: UnixMillis,
+    /// Its deletion was asked for and its node's word is awaited.
+    pub deleting: bool,
+    /// The last state seen, for display while the owner is away.
+    pub seen: Option<Seen>,
+}
+
+/// A state that was seen once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// The state.
+    pub state: DomainState,
+    /// Since when.
+    pub since: UnixMillis,
+}
+
+/// One attempt to move one VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationRecord {
+    /// Its id.
+    pub id: MigrationId,
+    /// The VM.
+    pub vm: VmId,
+    /// The VM's name.
+    pub name: VmName,
+    /// From.
+    pub source: NodeId,
+    /// To.
+    pub target: NodeId,
+    /// The source's epoch when it was asked for.
+    pub epoch: Epoch,
+    /// How it shall go.
+    pub policy: MigrationPolicy,
+    /// The phase last reported.
+    pub phase: MigrationPhase,
+    /// Since when.
+    pub since: UnixMillis,
+    /// When it was asked for.
+    pub created: UnixMillis,
+    /// When it ended.
+    pub ended: Option<UnixMillis>,
+    /// The sample that came with the phase.
+    pub progress: MigrationProgress,
+    /// The guest's pause.
+    pub blackout: Option<Millis>,
+    /// Why it did not succeed; while it lasts, what its source raises an alarm about.
+    pub failure: Option<MigrationFailure>,
+    /// Its end was concluded without the word of its source, which may still come.
+    #[serde(default)]
+    pub assumed: bool,
+    /// The task that waits for it.
+    pub task: Option<TaskId>,
+}
+
+/// What a task does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskKind {
+    /// Defines a VM, and starts it if that was asked for.
+    Create {
+        /// Start it.
+        start: bool,
+    },
+    /// Carries a lifecycle command out.
+    Command(LifecycleCommand),
+    /// Moves a VM.
+    Migrate,
+}
+
+impl TaskKind {
+    /// The kind as operators see it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Create { .. } => "vm.create",
+            Self::Migrate => "vm.migrate",
+            Self::Command(command) => match command {
+                LifecycleCommand::Start => "vm.start",
+                LifecycleCommand::Shutdown => "vm.shutdown",
+                LifecycleCommand::Reboot => "vm.reboot",
+                LifecycleCommand::Reset => "vm.reset",
+                LifecycleCommand::Stop => "vm.stop",
+                LifecycleCommand::Pause => "vm.pause",
+                LifecycleCommand::Resume => "vm.resume",
+                LifecycleCommand::Delete => "vm.delete",
+            },
+        }
+    }
+}
+
+/// One long action.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    /// Its id.
+    pub id: TaskId,
+    /// What it does.
+    pub kind: TaskKind,
+    /// How it stands.
+    pub state: TaskState,
+    /// The VM that it is about.
+    pub vm: VmId,
+    /// The VM's name.
+    pub name: VmName,
+    /// The node that it puts the VM on, or asks.
+    pub node: Option<NodeId>,
+    /// The migration that it drives.
+    pub migration: Option<MigrationId>,
+    /// For a start: the epoch of that run, once it was given out.
+    pub epoch: Option<Epoch>,
+    /// What came of it, once it has ended.
+    pub message: String,
+    /// Why it did not succeed.
+    pub problem: Option<Problem>,
+    /// When it was asked for.
+    pub created: UnixMillis,
+    /// When it ended.
+    pub ended: Option<UnixMillis>,
+}
+
+/// Where a record is kept. The text form sorts events by their number.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    /// [`NodeRecord`].
+    Node(NodeId),
+    /// [`TokenRecord`].
+    Token(String),
+    /// [`VmRecord`].
+    Vm(VmId),
+    /// [`MigrationRecord`].
+    Migration(MigrationId),
+    /// [`TaskRecord`].
+    Task(TaskId),
+    /// [`Event`].
+    Event(u64),
+}
+
+impl Key {
+    /// What the text of every key begins with.
+    pub const PREFIX: &'static str = "cluster/";
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::PREFIX)?;
+        match self {
+            Self::Node(name) => write!(f, "node/{name}"),
+            Self::Token(id) => write!(f, "token/{id}"),
+            Self::Vm(id) => write!(f, "vm/{id}"),
+            Self::Migration(id) => write!(f, "migration/{id}"),
+            Self::Task(id) => write!(f, "task/{id}"),
+            Self::Event(seq) => write!(f, "event/{seq:020}"),
+        }
+    }
+}
+
+/// A text that is not a key of this release.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not the key of a record that this release knows")]
+pub struct UnknownKey(pub String);
+
+impl FromStr for Key {
+    type Err = UnknownKey;
+
+    fn from_str(text: &str) -> Result<Self, UnknownKey> {
+        let unknown = || UnknownKey(text.to_owned());
+        let (kind, id) = text
+            .strip_prefix(Self::PREFIX)
+            .and_then(|rest| rest.split_once('/'))
+            .ok_or_else(unknown)?;
+        match kind {
+            "node" => id.parse().ok().map(Self::Node),
+            "token" => Some(Self::Token(id.to_owned())),
+            "vm" => id.parse().ok().map(Self::Vm),
+            "migration" => id.parse().ok().map(Self::Migration),
+            "task" => id.parse().ok().map(Self::Task),
+            "event" => id.parse().ok().map(Self::Event),
+            _ => None,
+        }
+        .ok_or_else(unknown)
+    }
+}
+
+/// One change of the store. All the writes of a step are one transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// Put the record.
+    Put {
+        /// Where.
+        key: Key,
+        /// The record, as JSON.
+        value: Vec<u8>,
+    },
+    /// Take the record away.
+    Delete {
+        /// Where.
+        key: Key,
+    },
+}
+
+impl Write {
+    /// The key that the write is about.
+    pub const fn key(&self) -> &Key {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key } => key,
+        }
+    }
+}
+
+/// A record of any kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "lives for one read at start")]
+pub(crate) enum Record {
+    Node(NodeRecord),
+    Token(TokenRecord),
+    Vm(VmRecord),
+    Migration(MigrationRecord),
+    Task(TaskRecord),
+    Event(Event),
+}
+
+impl Record {
+    pub(crate) fn read(key: &Key, value: &[u8]) -> Result<Self, serde_json::Error> {
+        Ok(match key {
+            Key::Node(_) => Self::Node(serde_json::from_slice(value)?),
+            Key::Token(_) => Self::Token(serde_json::from_slice(value)?),
+            Key::Vm(_) => Self::Vm(serde_json::from_slice(value)?),
+            Key::Migration(_) => Self::Migration(serde_json::from_slice(value)?),
+            Key::Task(_) => Self::Task(serde_json::from_slice(value)?),
+            Key::Event(_) => Self::Event(serde_json::from_slice(value)?),
+        })
+    }
+}
