@@ -1,0 +1,139 @@
+//! What is told of a migration while it goes on: the report that the bus carries.
+
+use godwit_node_logic::handoff::Outcome;
+use godwit_shared::model::{
+    Epoch, MigrationFailure, MigrationId, MigrationPhase, MigrationProgress, Millis, NodeId,
+    Problem, UnixMillis, VmId,
+};
+use godwit_shared::wire::uplink::MigrationReport;
+
+use crate::bus::NodeBus;
+
+/// The report of one migration, published at every change.
+pub(super) struct Progress {
+    bus: NodeBus,
+    report: MigrationReport,
+    /// When the guest stopped, by QEMU's event, in microseconds since the epoch.
+    stopped_at: Option<u64>,
+    /// When the cause of a failure was noticed.
+    trouble_at: Option<std::time::Instant>,
+}
+
+impl Progress {
+    pub(super) fn new(
+        bus: NodeBus,
+        migration: MigrationId,
+        vm: VmId,
+        route: (NodeId, NodeId),
+        started: UnixMillis,
+        epoch: Epoch,
+    ) -> Self {
+        let report = MigrationReport {
+            migration,
+            vm,
+            source: route.0,
+            target: route.1,
+            phase: MigrationPhase::Queued,
+            since: started,
+            started,
+            progress: MigrationProgress::default(),
+            blackout: None,
+            failure: None,
+            epoch,
+        };
+        Self {
+            bus,
+            report,
+            stopped_at: None,
+            trouble_at: None,
+        }
+    }
+
+    pub(super) fn phase(&self) -> MigrationPhase {
+        self.report.phase
+    }
+
+    /// Final phases are published by [`finish`](Self::finish), with their reasons.
+    pub(super) fn enter(&mut self, phase: MigrationPhase) {
+        if phase == MigrationPhase::Cancelling {
+            self.trouble_at.get_or_insert_with(std::time::Instant::now);
+        }
+        if !phase.is_final() && phase != self.report.phase {
+            self.report.phase = phase;
+            self.report.since = UnixMillis::now();
+            self.publish();
+        }
+    }
+
+    /// Trouble was noticed now, if it was not before.
+    pub(super) fn trouble(&mut self) {
+        self.trouble_at.get_or_insert_with(std::time::Instant::now);
+    }
+
+    pub(super) fn guest_stopped(&mut self, timestamp_us: u64) {
+        self.stopped_at = Some(timestamp_us);
+    }
+
+    /// The target's word that the CPUs run has arrived.
+    pub(super) fn activated(&mut self) {
+        if let Some(stopped) = self.stopped_at {
+            let now_us = UnixMillis::now().0.saturating_mul(1000);
+            self.report.blackout = Some(Millis(now_us.saturating_sub(stopped) / 1000));
+        }
+    }
+
+    /// Something to tell the operator while it goes on.
+    pub(super) fn alarm(&mut self, problem: Problem) {
+        tracing::warn!(migration = %self.report.migration, %problem, "a migration needs a look");
+        let phase = self.report.phase;
+        self.report.failure = Some(MigrationFailure {
+            phase,
+            problem,
+            recovered_in: None,
+        });
+        self.publish();
+    }
+
+    pub(super) fn sampled(&mut self, mut sample: MigrationProgress) {
+        // Nothing can be promised while pages are dirtied faster than sent.
+        let net = sample.rate.0.saturating_sub(sample.dirty_rate.0);
+        sample.eta = (net > 0).then(|| Millis(sample.remaining.0.saturating_mul(1000) / net));
+        sample.iteration = sample.iteration.max(self.report.progress.iteration);
+        self.report.progress = sample;
+        self.publish();
+    }
+
+    pub(super) fn pass(&mut self, iteration: u32) {
+        self.report.progress.iteration = iteration;
+    }
+
+    pub(super) fn finish(&mut self, outcome: &Outcome, epoch: Epoch) {
+        self.report.epoch = epoch;
+        self.report.since = UnixMillis::now();
+        self.report.progress.eta = None;
+        match outcome {
+            Outcome::Completed => {
+                self.report.phase = MigrationPhase::Completed;
+                self.report.failure = None;
+                self.report.progress.remaining = godwit_shared::model::Bytes::ZERO;
+            }
+            Outcome::Cancelled => {
+                self.report.phase = MigrationPhase::Cancelled;
+                self.report.failure = None;
+            }
+            Outcome::Failed { phase, problem } => {
+                self.report.phase = MigrationPhase::Failed;
+                self.report.failure = Some(MigrationFailure {
+                    phase: *phase,
+                    problem: problem.clone(),
+                    recovered_in: self.trouble_at.map(|at| Millis::from(at.elapsed())),
+                });
+            }
+        }
+        self.publish();
+    }
+
+    fn publish(&self) {
+        self.bus.publish_migration(self.report.clone());
+    }
+}

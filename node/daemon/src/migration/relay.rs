@@ -1,0 +1,163 @@
+//! Between QEMU's migration channels (unix stream sockets) and QUIC streams.
+//!
+//! Both directions of a channel are carried, because the main channel's return
+//! path comes back on it. An end of either side is passed on as an end, an error
+//! as an error: a channel never looks complete when it was cut.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use godwit_shared::transport::{
+    ByteReceiver, ByteSender, CloseCode, Connection, Receiver, Sender, StreamError, StreamKind,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Read from QEMU at once. Large enough for the cost of a system call to
+/// vanish, small enough to stay in a core's cache.
+const CHUNK: usize = 256 * 1024;
+
+/// QEMU's side of a migration's relay: stopped, and its socket removed, when
+/// this goes.
+pub(super) struct Relay {
+    pub(super) stop: CancellationToken,
+    pub(super) socket: PathBuf,
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        let _ = std::fs::remove_file(&self.socket);
+    }
+}
+
+/// Accepts QEMU's channels on `listener` and carries each over a stream of its
+/// own, until `stop`. QEMU connects its main channel first; streams are numbered
+/// in that order. Runs on the transport's threads, beside no actor's work.
+pub(super) async fn serve_source(
+    listener: std::os::unix::net::UnixListener,
+    connection: Connection,
+    stop: CancellationToken,
+) {
+    let listener = match UnixListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::warn!(%error, "QEMU's channels cannot be accepted");
+            return;
+        }
+    };
+    let mut carriers = JoinSet::new();
+    let mut channel: u16 = 0;
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((socket, _)) = accepted else { return };
+        match connection.open(StreamKind::Memory { channel }).await {
+            Ok((sender, receiver)) => {
+                carriers.spawn(carry(socket, sender, receiver));
+            }
+            Err(error) => {
+                tracing::debug!(%error, channel, "a migration channel could not be opened");
+                return;
+            }
+        }
+        channel = channel.wrapping_add(1);
+    }
+}
+
+/// Accepts the source's streams and connects each to QEMU's socket at `path`,
+/// until `stop`. QEMU before 8.0 takes the first connection for the main channel,
+/// so channel 0 goes first, also when another stream's first packet overtook its.
+pub(super) async fn serve_target(connection: Connection, path: Arc<Path>, stop: CancellationToken) {
+    let mut carriers = JoinSet::new();
+    let mut early: Vec<(Sender, Receiver)> = Vec::new();
+    let mut main_connected = false;
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = connection.accept() => accepted,
+        };
+        let Ok((kind, upward, downward)) = accepted else {
+            return;
+        };
+        let StreamKind::Memory { channel } = kind else {
+            continue;
+        };
+        if channel != 0 && !main_connected {
+            early.push((upward, downward));
+            continue;
+        }
+        main_connected = true;
+        let waiting = std::mem::take(&mut early);
+        for (sender, receiver) in std::iter::once((upward, downward)).chain(waiting) {
+            match UnixStream::connect(&path).await {
+                Ok(socket) => {
+                    carriers.spawn(carry(socket, sender, receiver));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, path = %path.display(), "QEMU's migration socket refuses");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Carries one channel until both directions have ended.
+async fn carry(socket: UnixStream, sender: Sender, receiver: Receiver) {
+    let (from_qemu, to_qemu) = socket.into_split();
+    let up = send(from_qemu, sender.into_bytes());
+    let down = receive(receiver.into_bytes(), to_qemu);
+    let (up, down) = tokio::join!(up, down);
+    for error in [up.err(), down.err()].into_iter().flatten() {
+        tracing::debug!(%error, "a migration channel broke");
+    }
+}
+
+/// Why a channel broke.
+#[derive(Debug, thiserror::Error)]
+enum CarryError {
+    #[error("QEMU's socket: {0}")]
+    Socket(#[from] std::io::Error),
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+}
+
+async fn send(mut from: OwnedReadHalf, mut to: ByteSender) -> Result<(), CarryError> {
+    let mut buffer = BytesMut::with_capacity(CHUNK);
+    loop {
+        buffer.reserve(CHUNK / 4);
+        let read = match from.read_buf(&mut buffer).await {
+            Ok(read) => read,
+            Err(error) => {
+                to.reset(CloseCode::NONE);
+                return Err(error.into());
+            }
+        };
+        if read == 0 {
+            to.finish()?;
+            return Ok(());
+        }
+        to.write_chunk(buffer.split().freeze()).await?;
+        if buffer.capacity() < CHUNK / 4 {
+            buffer = BytesMut::with_capacity(CHUNK);
+        }
+    }
+}
+
+async fn receive(mut from: ByteReceiver, mut to: OwnedWriteHalf) -> Result<(), CarryError> {
+    while let Some(chunk) = from.read_chunk(CHUNK).await? {
+        if let Err(error) = to.write_all(&chunk).await {
+            from.stop(CloseCode::NONE);
+            return Err(error.into());
+        }
+    }
+    to.shutdown().await?;
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! Making ready to receive a migration.
+
+use std::path::Path;
+
+use actix::prelude::*;
+use godwit_node_logic::qemu::Accel;
+use godwit_node_logic::qemu::plan::emulator_for;
+use godwit_shared::model::spec::Accelerator;
+use godwit_shared::model::{Problem, Usage, VmSpec, codes};
+
+use super::messages::{CheckIncoming, IncomingRequest, StartIncoming};
+use super::{Supervisor, actor_gone};
+use crate::domain::messages::{BecomeIncoming, Describe, DiscardIncoming};
+use crate::domain::{DomainActor, NodeContext};
+
+impl Handler<StartIncoming> for Supervisor {
+    type Result = ResponseFuture<Result<Addr<DomainActor>, Problem>>;
+
+    fn handle(&mut self, message: StartIncoming, ctx: &mut Self::Context) -> Self::Result {
+        let request = message.0;
+        let machine = Some(&request.machine);
+        let (domain, new) =
+            self.find_or_make(request.vm, &request.spec, request.epoch, machine, ctx);
+        let sent = domain.send(BecomeIncoming(request));
+        Box::pin(async move {
+            match sent.await.unwrap_or_else(|_| Err(actor_gone())) {
+                Ok(()) => Ok(domain),
+                Err(problem) => {
+                    // Of one that was here before, only what was being received
+                    // can be thrown away: the machine sees to that.
+                    let receiving = domain.send(Describe).await;
+                    if new
+                        || receiving.is_ok_and(|report| {
+                            report.migration.is_some() && !report.owner && report.pid.is_none()
+                        })
+                    {
+                        let _ = domain.send(DiscardIncoming).await;
+                    }
+                    Err(problem)
+                }
+            }
+        })
+    }
+}
+
+impl Handler<CheckIncoming> for Supervisor {
+    type Result = ResponseFuture<Vec<Problem>>;
+
+    fn handle(&mut self, message: CheckIncoming, _ctx: &mut Self::Context) -> Self::Result {
+        let request = message.0;
+        let mut found = Vec::new();
+        let usage = Usage::of(&request.spec);
+        found.extend(self.node.ledger.check(request.vm, usage).err());
+        found.extend(check_emulator(&self.node, &request).err());
+        let present = self.domains.get(&request.vm).map(|d| d.send(Describe));
+        Box::pin(async move {
+            if let Some(present) = present
+                && let Ok(report) = present.await
+                && report.state.has_process()
+            {
+                found.push(
+                    Problem::new(codes::BUSY, "the VM has a QEMU on the target already")
+                        .remedy("wait until it has ended, or stop it there"),
+                );
+            }
+            let spec = request.spec;
+            let files = tokio::task::spawn_blocking(move || missing_files(&spec)).await;
+            found.extend(files.unwrap_or_default());
+            found
+        })
+    }
+}
+
+fn check_emulator(node: &NodeContext, request: &IncomingRequest) -> Result<(), Problem> {
+    let facts: Vec<_> = node.emulators.iter().map(|e| e.facts.clone()).collect();
+    let emulator =
+        emulator_for(request.spec.architecture, &facts).map_err(|error| error.problem())?;
+    let works = match Accel::parse(&request.accelerator) {
+        Some(Accel::Tcg) => true,
+        Some(Accel::Kvm) => emulator.accelerators.contains(&Accelerator::Kvm),
+        None => false,
+    };
+    if works {
+        return Ok(());
+    }
+    Err(Problem::new(
+        codes::MIGRATION_BLOCKED,
+        format!(
+            "the guest runs with `{}`, which the target does not have",
+            request.accelerator
+        ),
+    )
+    .field("accelerator")
+    .value(&request.accelerator)
+    .remedy("choose a target with that accelerator"))
+}
+
+/// Files that the spec names and the node lacks. Blocks.
+fn missing_files(spec: &VmSpec) -> Vec<Problem> {
+    let boot = [
+        ("boot.kernel", &spec.boot.kernel),
+        ("boot.initrd", &spec.boot.initrd),
+    ];
+    let boot = boot
+        .into_iter()
+        .filter_map(|(field, path)| Some((field.to_owned(), path.as_deref()?)));
+    let disks = spec
+        .disks
+        .iter()
+        .enumerate()
+        .map(|(index, disk)| (format!("disks[{index}].path"), disk.path.as_str()));
+    boot.chain(disks)
+        .filter_map(|(field, path)| {
+            let error = std::fs::File::open(Path::new(path)).err()?;
+            let text = format!("`{path}` cannot be opened on the target: {error}");
+            Some(
+                Problem::new(codes::MIGRATION_BLOCKED, text)
+                    .field(field)
+                    .value(path)
+                    .remedy("make the same file available at that path on the target"),
+            )
+        })
+        .collect()
+}
