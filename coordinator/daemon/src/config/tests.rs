@@ -1,0 +1,116 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+use super::*;
+
+fn check(text: &str) -> Result<Config, Problem> {
+    Config::check(
+        godwit_shared::config::parse(text, "test")?,
+        Overrides::default(),
+    )
+}
+
+#[test]
+fn the_annotated_example_is_the_defaults() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../config/coordinator.toml");
+    let example = Config::load(Some(path.as_ref()), Overrides::default()).unwrap();
+    assert_eq!(example, check("").unwrap());
+}
+
+#[test]
+fn every_setting_of_the_example_can_be_uncommented() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../config/coordinator.toml");
+    let text = std::fs::read_to_string(path).unwrap();
+    let active: Vec<&str> = text
+        .lines()
+        .map(|line| {
+            line.strip_prefix("#")
+                .filter(|l| !l.starts_with(' '))
+                .unwrap_or(line)
+        })
+        .collect();
+    let config = check(&active.join("\n")).unwrap();
+    assert_eq!(
+        config.advertise.unwrap().address(7440),
+        "control.example.org:7440"
+    );
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let raw = godwit_shared::config::parse("name = 'file'\napi = '127.0.0.1:1'", "t").unwrap();
+    let flags = Overrides {
+        name: Some("flag".into()),
+        ..Overrides::default()
+    };
+    let config = Config::check(raw, flags).unwrap();
+    assert_eq!((config.name.as_str(), config.api.port()), ("flag", 1));
+}
+
+#[test]
+fn every_wrong_setting_is_named_at_once() {
+    let problem = check(
+        "name = 'No Name'\nlisten = 'here'\napi = 'localhost:1'\nadvertise = 'a b'\nlog = '=='\n\
+         liveness = { keep_alive_ms = 500 }\nplacement = { spread = 5000 }",
+    )
+    .unwrap_err();
+    let all = std::iter::once(&problem).chain(&problem.also);
+    let fields: Vec<_> = all.clone().filter_map(|p| p.field.as_deref()).collect();
+    let wanted = [
+        "name",
+        "listen",
+        "api",
+        "advertise",
+        "placement.spread",
+        "log",
+        "liveness",
+    ];
+    assert_eq!(fields, wanted);
+    assert!(all.clone().all(|p| p.remedy.is_some() && p.value.is_some()));
+}
+
+#[test]
+fn unknown_settings_are_refused_with_the_nearest() {
+    for (text, field, near) in [
+        ("lissten = ''", "lissten", "listen"),
+        ("[placement]\nmemry = 1", "placement.memry", "memory"),
+        (
+            "[liveness]\nkeep_alive = 1",
+            "liveness.keep_alive",
+            "keep_alive_ms",
+        ),
+    ] {
+        let problem = check(text).unwrap_err();
+        assert_eq!(problem.code, codes::CONFIG_INVALID);
+        assert!(
+            field.starts_with(problem.field.as_deref().unwrap()),
+            "{problem:?}"
+        );
+        assert!(problem.remedy.unwrap().contains(near));
+    }
+}
+
+#[test]
+fn advertised_addresses_are_read_in_every_form() {
+    for (text, address) in [
+        ("control.example.org", "control.example.org:7440"),
+        ("control.example.org:1", "control.example.org:1"),
+        ("192.0.2.1", "192.0.2.1:7440"),
+        ("192.0.2.1:2", "192.0.2.1:2"),
+        ("2001:db8::1", "[2001:db8::1]:7440"),
+        ("[2001:db8::1]:3", "[2001:db8::1]:3"),
+    ] {
+        assert_eq!(Advertise::read(text).expect(text).address(7440), address);
+    }
+    for bad in [
+        "",
+        ":1",
+        "a:",
+        "a:0",
+        "192.0.2.1:0",
+        "a:70000",
+        "a b",
+        "[::1]",
+        "-a",
+    ] {
+        assert_eq!(Advertise::read(bad), None, "{bad:?}");
+    }
+}

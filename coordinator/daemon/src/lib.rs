@@ -1,0 +1,19 @@
+//! The coordinator of a Godwit cluster: the daemon around
+//! [`godwit_coordinator_logic`].
+//!
+//! * [`store`] keeps the records, [`cluster`] is the one writer of them.
+//! * [`session`] is the side that nodes connect to, [`http`] the operators'.
+//! * [`authority`] and [`credential`] say who may come in.
+//! * [`app`] puts it together.
+
+pub mod app;
+pub mod authority;
+pub mod cli;
+pub mod cluster;
+pub mod config;
+pub mod credential;
+pub mod http;
+pub mod logging;
+pub mod session;
+pub mod state_dir;
+pub mod store;

@@ -1,0 +1,17 @@
+//! The coordinator as nodes and operators see it: a real daemon inside the
+//! test, a real HTTPS client, and nodes that the tests play themselves.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    unreachable_pub
+)]
+
+mod api;
+mod console;
+mod events;
+mod join;
+mod node;
+mod restart;
+mod running;
+mod session;
