@@ -1,0 +1,89 @@
+//! `godwit node`.
+
+use std::time::Duration;
+
+use godwit_shared::api::{NodeView, TokenRequest, TokenView};
+use godwit_shared::model::{Millis, NodeId};
+use serde_json::json;
+
+use crate::args::{Format, NodeCommand};
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::output::{Item, Ui, human};
+
+pub(super) async fn run(command: NodeCommand, client: &Client, ui: &Ui) -> Result<(), Failure> {
+    match command {
+        NodeCommand::List => ui.list::<NodeView>(&client.all("/nodes").await?),
+        NodeCommand::Show { nodes } => show(&nodes, client, ui).await,
+        NodeCommand::Token { valid } => token(valid, client, ui).await,
+        NodeCommand::Cordon { nodes } => mark(&nodes, "cordon", client, ui).await,
+        NodeCommand::Uncordon { nodes } => mark(&nodes, "uncordon", client, ui).await,
+        NodeCommand::Remove { nodes } => remove(&nodes, client, ui).await,
+    }
+}
+
+async fn show(nodes: &[NodeId], client: &Client, ui: &Ui) -> Result<(), Failure> {
+    let (mut found, mut failures) = (Vec::new(), Vec::new());
+    for node in nodes {
+        match client.one::<NodeView>(&format!("/nodes/{node}")).await {
+            Ok(view) => found.push(view),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    if !found.is_empty() {
+        ui.show(&found)?;
+    }
+    Failure::several(failures)
+}
+
+async fn token(valid: Option<Duration>, client: &Client, ui: &Ui) -> Result<(), Failure> {
+    let request = TokenRequest {
+        valid: valid.map(Millis::from),
+    };
+    let token: Item<TokenView> = Item::read(client.post("/tokens", &request).await?)?;
+    if matches!(ui.format, Format::Json | Format::Yaml) {
+        return ui.value(&token.raw);
+    }
+    ui.print(&token.view.token)?;
+    let left = ui.now.until(token.view.expires);
+    ui.note(&format!(
+        "good once, for {}; on the new host: godwit-node join TOKEN",
+        human::span(left)
+    ));
+    Ok(())
+}
+
+/// Cordons or uncordons.
+async fn mark(nodes: &[NodeId], verb: &str, client: &Client, ui: &Ui) -> Result<(), Failure> {
+    let (mut done, mut failures) = (Vec::new(), Vec::new());
+    for node in nodes {
+        let answer = client
+            .post(&format!("/nodes/{node}/{verb}"), &json!({}))
+            .await;
+        match answer.and_then(Item::<NodeView>::read) {
+            Ok(view) => done.push(view),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    if ui.is_table() {
+        for node in &done {
+            ui.print(&format!("{} {verb}ed", node.view.name))?;
+        }
+    } else if !done.is_empty() {
+        ui.show(&done)?;
+    }
+    Failure::several(failures)
+}
+
+async fn remove(nodes: &[NodeId], client: &Client, ui: &Ui) -> Result<(), Failure> {
+    let mut failures = Vec::new();
+    for node in nodes {
+        match client.delete(&format!("/nodes/{node}")).await {
+            Ok(_) if ui.is_table() => ui.print(&format!("{node} removed"))?,
+            Ok(_) if ui.format == Format::Name => ui.print(node.as_str())?,
+            Ok(_) => {}
+            Err(failure) => failures.push(failure),
+        }
+    }
+    Failure::several(failures)
+}

@@ -1,0 +1,153 @@
+//! Migrations.
+
+use godwit_shared::api::MigrationView;
+use godwit_shared::model::{MigrationPhase, UnixMillis};
+
+use super::{Cell, Column, Listed, Shown, or_dash, problem};
+use crate::output::human;
+use crate::output::table::{Kind, Tone};
+
+impl Listed for MigrationView {
+    const NOUN: &'static str = "migrations";
+    const COLUMNS: &'static [Column] = &[
+        Column("ID", Kind::Whole),
+        Column("VM", Kind::Whole),
+        Column("FROM", Kind::Whole),
+        Column("TO", Kind::Whole),
+        Column("PHASE", Kind::Whole),
+        Column("DONE", Kind::Number),
+        Column("BLACKOUT", Kind::Number),
+        Column("AGE", Kind::Number),
+        Column("NOTE", Kind::Shrinks),
+    ];
+
+    fn row(&self, now: UnixMillis) -> Vec<Cell> {
+        let failure = self.failure.as_ref();
+        let note = failure.map(|f| format!("{}: {}", f.problem.code, f.problem.message));
+        vec![
+            human::short_id(self.id).into(),
+            self.name.as_str().into(),
+            self.source.as_str().into(),
+            self.target.as_str().into(),
+            Cell::toned(self.phase.as_str(), tone(self.phase)),
+            format!("{}%", done(self)).into(),
+            or_dash(self.blackout).into(),
+            human::age(self.created, now).into(),
+            note.unwrap_or_default().into(),
+        ]
+    }
+
+    fn name(&self) -> String {
+        self.id.to_string()
+    }
+}
+
+fn tone(phase: MigrationPhase) -> Tone {
+    match phase {
+        MigrationPhase::Completed => Tone::Good,
+        MigrationPhase::Failed | MigrationPhase::InDoubt => Tone::Bad,
+        MigrationPhase::Cancelled => Tone::Faint,
+        _ => Tone::Busy,
+    }
+}
+
+/// How much of the memory is over, in percent.
+pub(crate) fn done(migration: &MigrationView) -> u8 {
+    let progress = &migration.progress;
+    match migration.phase {
+        MigrationPhase::Completed => 100,
+        MigrationPhase::Queued | MigrationPhase::Preparing => 0,
+        _ => human::percent(
+            progress.total.saturating_sub(progress.remaining).0,
+            progress.total.0,
+        ),
+    }
+}
+
+impl Shown for MigrationView {
+    fn sheet(&self, now: UnixMillis) -> Vec<(&'static str, String)> {
+        let mut sheet = vec![
+            ("Id", self.id.to_string()),
+            ("VM", format!("{} ({})", self.name, self.vm)),
+            ("From", self.source.to_string()),
+            ("To", self.target.to_string()),
+            (
+                "Phase",
+                format!("{} for {}", self.phase, human::age(self.since, now)),
+            ),
+            ("Asked for", human::moment(self.created, now)),
+        ];
+        if let Some(ended) = self.ended {
+            let took = human::span(self.created.until(ended));
+            sheet.push((
+                "Ended",
+                format!("{} after {took}", human::moment(ended, now)),
+            ));
+        }
+        if let Some(blackout) = self.blackout {
+            sheet.push(("Blackout", blackout.to_string()));
+        }
+        sheet.extend(progress(self));
+        sheet.push(("Policy", policy(self)));
+        if let Some(task) = self.task {
+            sheet.push(("Task", task.to_string()));
+        }
+        if let Some(failure) = &self.failure {
+            let label = if self.phase.is_final() {
+                "Failed in"
+            } else {
+                "Alarm in"
+            };
+            sheet.push((label, failure.phase.to_string()));
+            sheet.push(("Problem", problem(&failure.problem)));
+            if let Some(time) = failure.recovered_in {
+                sheet.push(("Recovered in", time.to_string()));
+            }
+        }
+        sheet
+    }
+}
+
+fn progress(migration: &MigrationView) -> Vec<(&'static str, String)> {
+    let p = &migration.progress;
+    let mut sheet = vec![
+        (
+            "Memory",
+            format!("{} in all, {} to send", p.total, p.remaining),
+        ),
+        (
+            "Sent",
+            format!(
+                "{} in {}, at {}",
+                p.transferred,
+                human::span(p.elapsed),
+                p.rate
+            ),
+        ),
+        ("Dirtied", format!("{}, pass {}", p.dirty_rate, p.iteration)),
+    ];
+    if p.throttle_percent > 0 {
+        sheet.push(("Slowed down", format!("{}%", p.throttle_percent)));
+    }
+    if let Some(eta) = p.eta.filter(|_| !migration.phase.is_final()) {
+        sheet.push(("Still", human::span(eta)));
+    }
+    sheet
+}
+
+fn policy(migration: &MigrationView) -> String {
+    let policy = &migration.policy;
+    let bandwidth = policy
+        .bandwidth
+        .map_or("any bandwidth".to_owned(), |rate| format!("at most {rate}"));
+    let converge = if policy.auto_converge {
+        "auto-converge"
+    } else {
+        "no auto-converge"
+    };
+    format!(
+        "{}, {bandwidth}, downtime {}, {converge}",
+        human::count(u64::from(policy.channels), "channel"),
+        policy.downtime
+    )
+}

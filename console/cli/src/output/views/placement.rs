@@ -1,0 +1,78 @@
+//! Where a VM would go and what stands against a move: explanations.
+
+use std::fmt::Write as _;
+
+use godwit_shared::api::{DryRun, NodeVerdict, PlacementView};
+
+use super::{Cell, Column};
+use crate::output::Ui;
+use crate::output::problem::paragraph;
+use crate::output::table::{Kind, Tone, table};
+
+const COLUMNS: &[Column] = &[
+    Column("NODE", Kind::Whole),
+    Column("FITS", Kind::Whole),
+    Column("SCORE", Kind::Number),
+    Column("WHY", Kind::Shrinks),
+];
+
+/// Every node with its reasons, then what would help those that do not fit.
+pub(crate) fn explain(placement: &PlacementView, ui: &Ui) -> String {
+    let rows = placement
+        .nodes
+        .iter()
+        .map(|verdict| row(verdict, placement))
+        .collect();
+    let mut text = table(COLUMNS, rows, ui);
+    for verdict in placement.nodes.iter().filter(|v| !v.refused.is_empty()) {
+        let _ = writeln!(text, "\n{} does not fit:", verdict.node);
+        for problem in &verdict.refused {
+            paragraph(problem, "refused", 1, ui.colour, &mut text);
+        }
+    }
+    text
+}
+
+fn row(verdict: &NodeVerdict, placement: &PlacementView) -> Vec<Cell> {
+    let fits = match (verdict.refused.is_empty(), &placement.node) {
+        (true, Some(node)) if *node == verdict.node => Cell::toned("chosen", Tone::Good),
+        (true, _) => Cell::new("yes"),
+        (false, _) => Cell::toned("no", Tone::Bad),
+    };
+    vec![
+        verdict.node.as_str().into(),
+        fits,
+        super::or_dash(verdict.score).into(),
+        why(verdict).into(),
+    ]
+}
+
+/// The parts of a score, or the first reason against.
+fn why(verdict: &NodeVerdict) -> String {
+    match verdict.refused.split_first() {
+        Some((first, [])) => first.message.clone(),
+        Some((first, rest)) => format!("{} (and {} more)", first.message, rest.len()),
+        None => {
+            let parts = verdict.scores.iter();
+            let parts: Vec<String> = parts
+                .map(|part| format!("{} {}×{}", part.name, part.points, part.weight))
+                .collect();
+            parts.join(", ")
+        }
+    }
+}
+
+/// What a dry run found.
+pub(crate) fn blockers(name: &str, dry_run: &DryRun, ui: &Ui) -> String {
+    if dry_run.blockers.is_empty() {
+        return format!(
+            "nothing stands against moving {name} to {}\n",
+            dry_run.target
+        );
+    }
+    let mut text = format!("{name} cannot be moved to {}:\n", dry_run.target);
+    for problem in &dry_run.blockers {
+        paragraph(problem, "blocker", 1, ui.colour, &mut text);
+    }
+    text
+}
