@@ -1,0 +1,183 @@
+//! One node of a cluster: its folders, its configuration, its relays.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use godwit_shared::model::{NodeId, VmId};
+use tokio::process::Command;
+
+use super::process::Daemon;
+use super::{ClusterOptions, Emulator, Endpoints, programs};
+use crate::relay::Relay;
+
+/// vCPUs that every node offers.
+const VCPUS: u32 = 256;
+
+/// A node.
+#[derive(Debug)]
+pub struct Node {
+    /// Its name.
+    pub name: NodeId,
+    /// Its daemon.
+    pub daemon: Daemon,
+    /// Its state folder.
+    pub state: PathBuf,
+    /// Its run folder: sockets.
+    pub run: PathBuf,
+    /// Between its peers and it.
+    pub relay: Option<Relay>,
+    /// Between it and the coordinator.
+    pub uplink: Option<Relay>,
+}
+
+impl Node {
+    /// Joins the cluster; the daemon is not started.
+    pub(super) async fn join(
+        root: &Path,
+        index: usize,
+        token: &str,
+        coordinator: &str,
+        options: &ClusterOptions,
+    ) -> Result<Self> {
+        let number = index + 1;
+        let name: NodeId = format!("node-{number}").parse()?;
+        let seed = u64::try_from(number)?;
+        let mut node = Self {
+            name,
+            daemon: Daemon::new("", PathBuf::new(), Vec::new(), root),
+            state: root.join(format!("n{number}")),
+            run: root.join(format!("r{number}")),
+            relay: options.relayed.then(|| Relay::start(seed)).transpose()?,
+            uplink: options.relayed.then(|| Relay::start(!seed)).transpose()?,
+        };
+        if let Some(uplink) = &node.uplink {
+            uplink.aim(coordinator.parse()?);
+        }
+        node.run_join(token).await?;
+        let config = root.join(format!("n{number}.toml"));
+        std::fs::write(&config, toml::to_string(&node.config(index, options)?)?)?;
+        let program = programs::find("godwit-node")?;
+        let args = vec![
+            "run".into(),
+            "--config".into(),
+            config.display().to_string(),
+        ];
+        node.daemon = Daemon::new(node.name.as_str(), program, args, root);
+        node.daemon
+            .env
+            .push(("GODWIT_LOG".to_owned(), options.log.clone()));
+        Ok(node)
+    }
+
+    async fn run_join(&self, token: &str) -> Result<()> {
+        let mut join = Command::new(programs::find("godwit-node")?);
+        join.arg("join").arg(token);
+        join.arg("--state-dir").arg(&self.state);
+        join.args(["--name", self.name.as_str()]);
+        if let Some(relay) = &self.relay {
+            join.args(["--address", &relay.address().to_string()]);
+        }
+        let output = join.kill_on_drop(true).output().await?;
+        if !output.status.success() {
+            bail!(
+                "{} did not join: {}",
+                self.name,
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(())
+    }
+
+    fn config(&self, index: usize, options: &ClusterOptions) -> Result<toml::Table> {
+        let mut config = toml::Table::new();
+        config.insert("name".into(), self.name.as_str().into());
+        config.insert("state_dir".into(), self.state.display().to_string().into());
+        config.insert("run_dir".into(), self.run.display().to_string().into());
+        config.insert("listen".into(), "127.0.0.1:0".into());
+        if let Some(relay) = &self.relay {
+            config.insert("address".into(), relay.address().to_string().into());
+        }
+        if let Some(uplink) = &self.uplink {
+            let through = vec![uplink.address().to_string()];
+            config.insert("coordinator".into(), through.into());
+        }
+        // Guests here are small and mostly idle: memory is what bounds them.
+        let mut capacity = toml::Table::new();
+        capacity.insert("vcpus".into(), VCPUS.into());
+        if let Some(memory) = options.memory.get(index) {
+            capacity.insert("memory".into(), i64::try_from(memory.0)?.into());
+        }
+        config.insert("capacity".into(), capacity.into());
+        if options.emulator == Emulator::Fake {
+            let mut emulators = toml::Table::new();
+            let fake = programs::find("godwit-fake-qemu")?;
+            emulators.insert("x86_64".into(), fake.display().to_string().into());
+            config.insert("emulators".into(), emulators.into());
+        }
+        Ok(config)
+    }
+
+    /// Starts the daemon and leads the relay to it.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub async fn start(&mut self) -> Result<()> {
+        self.daemon.start().await?;
+        let bound = Endpoints::read(&self.state)?.cluster;
+        let bound: SocketAddr = bound.parse().context("the node's endpoint")?;
+        if let Some(relay) = &self.relay {
+            relay.aim(bound);
+        }
+        // Peers know this address now: keep it over restarts.
+        if !self.daemon.args.iter().any(|arg| arg == "--listen") {
+            self.daemon.args.push("--listen".to_owned());
+            self.daemon.args.push(bound.to_string());
+        }
+        Ok(())
+    }
+
+    /// `kill -9` of the daemon.
+    pub fn kill(&mut self) {
+        self.daemon.kill();
+    }
+
+    /// Kills the daemon, if it runs, and starts it again.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub async fn restart(&mut self) -> Result<()> {
+        self.kill();
+        self.start().await
+    }
+
+    /// A VM's folder on the node.
+    pub fn domain_dir(&self, vm: VmId) -> PathBuf {
+        self.state.join("domains").join(vm.to_string())
+    }
+
+    /// Where QEMU writes what the guest says on its serial console.
+    pub fn serial_log(&self, vm: VmId) -> PathBuf {
+        self.domain_dir(vm).join("serial.log")
+    }
+
+    /// Cuts the node off from its peers and, when asked, from the coordinator.
+    ///
+    /// # Errors
+    /// When the cluster has no relays.
+    pub fn cut(&self, uplink: bool) -> Result<()> {
+        let relay = self.relay.as_ref();
+        relay.context("a cut needs a relayed cluster")?.cut();
+        if let (true, Some(relay)) = (uplink, &self.uplink) {
+            relay.cut();
+        }
+        Ok(())
+    }
+
+    /// Ends every fault of its links.
+    pub fn restore(&self) {
+        for relay in [&self.relay, &self.uplink].into_iter().flatten() {
+            relay.restore();
+        }
+    }
+}
