@@ -204,9 +204,13 @@ impl Connection {
     }
 
     /// Closes the connection at once; what was not acknowledged is lost. The
-    /// peer sees `code` and `reason`.
+    /// peer sees `code` and `reason`. One that has ended already keeps its
+    /// reason.
     pub fn close(&self, code: CloseCode, reason: &str) {
-        self.0.quinn.close(code.into(), reason.as_bytes());
+        // quinn would put "closed here" over why it had ended.
+        if self.0.quinn.close_reason().is_none() {
+            self.0.quinn.close(code.into(), reason.as_bytes());
+        }
     }
 
     /// Resolves when the connection has ended, and tells why.

@@ -6,7 +6,8 @@ use std::time::Duration;
 use godwit_shared::model::{NodeId, Problem, codes};
 use godwit_shared::pki::PeerIdentity;
 use godwit_shared::transport::{
-    CloseCode, Connection, Disconnect, Endpoint, MessageReceiver, MessageSender, Peer, StreamKind,
+    CloseCode, Connection, Disconnect, Endpoint, MessageReceiver, MessageSender, Peer,
+    ReceiveError, StreamError, StreamKind,
 };
 use godwit_shared::wire::peer::{SourceMessage, TargetMessage};
 use godwit_shared::wire::uplink::{Member, Verdict};
@@ -129,14 +130,13 @@ pub(super) async fn listen<T: DeserializeOwned>(
         match receiver.recv().await {
             Ok(Some(message)) => take(message),
             Ok(None) => return lost(&connection.closed().await),
+            Err(ReceiveError::Stream(StreamError::Disconnected(disconnect))) => {
+                return lost(&disconnect);
+            }
             Err(error) => {
                 connection.close(CloseCode::PROTOCOL, "unreadable message");
-                let disconnect = connection.closed().await;
-                if disconnect == Disconnect::ClosedHere {
-                    return Problem::new(codes::PROTOCOL, error.to_string())
-                        .remedy("bring both nodes to the same release");
-                }
-                return lost(&disconnect);
+                return Problem::new(codes::PROTOCOL, error.to_string())
+                    .remedy("bring both nodes to the same release");
             }
         }
     }

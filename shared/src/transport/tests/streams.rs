@@ -301,3 +301,21 @@ async fn many_streams_are_told_apart() {
     seen.sort_unstable();
     assert_eq!(seen, (0..100).collect::<Vec<_>>());
 }
+
+/// What closes a connection after its end must not hide why it ended.
+#[tokio::test]
+async fn a_late_close_does_not_hide_the_reason() {
+    let cluster = Cluster::new();
+    let b = cluster.listen(&cluster.node("b"));
+    for _ in 0..20 {
+        let pair = cluster.pair_through(&b, b.local_addr().unwrap()).await;
+        let (_sender, mut receiver) = messages(&pair).await;
+        pair.near.close(CloseCode::SUPERSEDED, "");
+        within(receiver.recv()).await.unwrap_err();
+        pair.far.close(CloseCode::PROTOCOL, "unreadable message");
+        let Disconnect::ClosedByPeer { code, .. } = within(pair.far.closed()).await else {
+            panic!("it forgot who closed it")
+        };
+        assert_eq!(code, CloseCode::SUPERSEDED);
+    }
+}
