@@ -11,16 +11,18 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
+use godwit_shared::model::spec::DiskFormat;
 use godwit_shared::model::{
-    AgentState, Bytes, BytesPerSec, Capacity, DomainReport, DomainState, DomainUsage, Epoch,
-    ExitReason, LifecycleCommand, MiB, MigrationFailure, MigrationId, MigrationPhase,
-    MigrationPolicy, MigrationProgress, Millis, NodeFacts, Problem, UnixMillis, VmId, VmSpec,
-    codes,
+    AgentState, Bytes, BytesPerSec, Capacity, DiskCopy, DomainReport, DomainState, DomainUsage,
+    DoubtDecision, Epoch, ExitReason, Forecast, LifecycleCommand, MiB, MigrationFailure,
+    MigrationFigures, MigrationId, MigrationPhase, MigrationPolicy, MigrationProgress,
+    MigrationTuning, Millis, NodeFacts, Postcopy, Problem, Span, TimeoutAction, UnixMillis, VmId,
+    VmSpec, codes,
 };
 use godwit_shared::wire::codec::{decode, encode};
 use godwit_shared::wire::document::Document;
 use godwit_shared::wire::frame::MAX_FRAME;
-use godwit_shared::wire::peer::{Prepare, SourceMessage, TargetMessage};
+use godwit_shared::wire::peer::{DiskPlan, Prepare, SourceMessage, TargetMessage};
 use godwit_shared::wire::uplink::{
     ConsoleAnswer, ConsoleOpen, CoordinatorMessage, JoinAnswer, JoinRequest, LogKind, Member,
     MigrationReport, NodeHello, NodeMessage, NodeReply, NodeRequest, Verdict, VerdictQuery,
@@ -286,6 +288,18 @@ fn node_requests() -> Vec<NodeRequest> {
         NodeRequest::CancelMigration {
             migration: migration(),
         },
+        NodeRequest::TuneMigration {
+            migration: migration(),
+            tuning: MigrationTuning {
+                bandwidth: Some(BytesPerSec(1 << 28)),
+                downtime: None,
+                postcopy: true,
+            },
+        },
+        NodeRequest::ResolveMigration {
+            migration: migration(),
+            decision: DoubtDecision::RunOnSource,
+        },
         NodeRequest::WatchMigration {
             migration: migration(),
             watch: true,
@@ -305,6 +319,8 @@ fn node_request_kind(request: &NodeRequest) -> &'static str {
         NodeRequest::Command { .. } => "NodeRequest::Command",
         NodeRequest::Migrate { .. } => "NodeRequest::Migrate",
         NodeRequest::CancelMigration { .. } => "NodeRequest::CancelMigration",
+        NodeRequest::TuneMigration { .. } => "NodeRequest::TuneMigration",
+        NodeRequest::ResolveMigration { .. } => "NodeRequest::ResolveMigration",
         NodeRequest::WatchMigration { .. } => "NodeRequest::WatchMigration",
         NodeRequest::Verdict(_) => "NodeRequest::Verdict",
         NodeRequest::Log { .. } => "NodeRequest::Log",
@@ -319,7 +335,10 @@ fn node_replies() -> Vec<NodeReply> {
         NodeReply::Verdict(Verdict::Granted { running: false }),
         NodeReply::Verdict(Verdict::Refused),
         NodeReply::Verdict(Verdict::Lost),
-        NodeReply::Blockers(vec![problem()]),
+        NodeReply::Rehearsal {
+            blockers: vec![problem()],
+            forecast: Some(forecast()),
+        },
     ]
 }
 
@@ -331,7 +350,7 @@ fn node_reply_kind(reply: &NodeReply) -> &'static str {
         NodeReply::Verdict(Verdict::Granted { .. }) => "NodeReply::Verdict(Granted)",
         NodeReply::Verdict(Verdict::Refused) => "NodeReply::Verdict(Refused)",
         NodeReply::Verdict(Verdict::Lost) => "NodeReply::Verdict(Lost)",
-        NodeReply::Blockers(_) => "NodeReply::Blockers",
+        NodeReply::Rehearsal { .. } => "NodeReply::Rehearsal",
     }
 }
 
@@ -349,6 +368,12 @@ fn source_messages() -> Vec<SourceMessage> {
             accelerator: "tcg".into(),
             cpu_model: "qemu64".into(),
             qemu_version: "10.0.2".into(),
+            disks: vec![DiskPlan {
+                index: 1,
+                size: Bytes(1 << 33),
+                allocated: Bytes(1 << 30),
+                backing: Some(("/base.qcow2".into(), DiskFormat::Qcow2)),
+            }],
         }),
         SourceMessage::Cancel {
             migration,
@@ -358,11 +383,17 @@ fn source_messages() -> Vec<SourceMessage> {
             migration,
             epoch: Epoch(8),
             run: true,
+            postcopy: false,
         },
         SourceMessage::Query {
             migration,
             vm: vm(),
             epoch: Epoch(8),
+        },
+        SourceMessage::Resume { migration },
+        SourceMessage::AskTime {
+            migration,
+            sent_us: 1_700_000_000_000_000,
         },
         SourceMessage::Retired { migration },
         SourceMessage::TakenBack {
@@ -378,6 +409,8 @@ fn source_message_kind(message: &SourceMessage) -> &'static str {
         SourceMessage::Cancel { .. } => "Cancel",
         SourceMessage::Grant { .. } => "Grant",
         SourceMessage::Query { .. } => "Query",
+        SourceMessage::Resume { .. } => "Resume",
+        SourceMessage::AskTime { .. } => "AskTime",
         SourceMessage::Retired { .. } => "Retired",
         SourceMessage::TakenBack { .. } => "TakenBack",
     }
@@ -396,10 +429,22 @@ fn target_messages() -> Vec<TargetMessage> {
             migration,
             reason: problem(),
         },
-        TargetMessage::Activated {
+        TargetMessage::Taken {
             migration,
             epoch: Epoch(8),
         },
+        TargetMessage::Activated {
+            migration,
+            epoch: Epoch(8),
+            resumed_us: Some(1_700_000_000_000_100),
+        },
+        TargetMessage::Time {
+            migration,
+            sent_us: 1_700_000_000_000_000,
+            here_us: 1_700_000_000_000_050,
+        },
+        TargetMessage::ResumeReady { migration },
+        TargetMessage::Complete { migration },
         TargetMessage::HandBack {
             migration,
             epoch: Epoch(9),
@@ -418,7 +463,11 @@ fn target_message_kind(message: &TargetMessage) -> &'static str {
         TargetMessage::Blocked { .. } => "Blocked",
         TargetMessage::Loaded { .. } => "Loaded",
         TargetMessage::Failed { .. } => "Failed",
+        TargetMessage::Taken { .. } => "Taken",
         TargetMessage::Activated { .. } => "Activated",
+        TargetMessage::Time { .. } => "Time",
+        TargetMessage::ResumeReady { .. } => "ResumeReady",
+        TargetMessage::Complete { .. } => "Complete",
         TargetMessage::HandBack { .. } => "HandBack",
         TargetMessage::Verdict { .. } => "Verdict",
     }
@@ -437,13 +486,16 @@ const DOMAIN_STATES: [DomainState; 10] = [
     DomainState::Unresponsive,
 ];
 
-const PHASES: [MigrationPhase; 10] = [
+const PHASES: [MigrationPhase; 13] = [
     MigrationPhase::Queued,
     MigrationPhase::Preparing,
+    MigrationPhase::Disks,
     MigrationPhase::Precopy,
     MigrationPhase::Switchover,
     MigrationPhase::Handoff,
     MigrationPhase::InDoubt,
+    MigrationPhase::Postcopy,
+    MigrationPhase::PostcopyPaused,
     MigrationPhase::Cancelling,
     MigrationPhase::Completed,
     MigrationPhase::Failed,
@@ -524,6 +576,12 @@ fn policy() -> MigrationPolicy {
         bandwidth: Some(BytesPerSec(1 << 30)),
         downtime: Millis(200),
         auto_converge: false,
+        postcopy: Postcopy::Fallback,
+        timeout: Some(Millis(60_000)),
+        timeout_action: TimeoutAction::Force,
+        disks: DiskCopy::Top,
+        keep_source_disks: true,
+        priority: 70,
     }
 }
 
@@ -561,6 +619,21 @@ fn domain() -> DomainReport {
     }
 }
 
+fn forecast() -> Forecast {
+    let span = |low, high| Span {
+        low: Millis(low),
+        high: Millis(high),
+    };
+    Forecast {
+        duration: span(800, 1_400),
+        blackout: span(20, 60),
+        converges: true,
+        memory: Bytes(1 << 30),
+        dirty_rate: BytesPerSec(1 << 23),
+        link_rate: BytesPerSec(1 << 29),
+    }
+}
+
 fn migration_report() -> MigrationReport {
     MigrationReport {
         migration: migration(),
@@ -580,8 +653,17 @@ fn migration_report() -> MigrationReport {
             eta: Some(Millis(1_200)),
             throttle_percent: 20,
             elapsed: Millis(900),
+            disks_total: Bytes(1 << 33),
+            disks_done: Bytes(1 << 32),
+            stalled: true,
         },
         blackout: Some(Millis(31)),
+        figures: MigrationFigures {
+            forecast: Some(forecast()),
+            qemu_downtime: Some(Millis(29)),
+            clock_error_us: Some(80),
+            duration: Some(Millis(880)),
+        },
         failure: Some(MigrationFailure {
             phase: MigrationPhase::Precopy,
             problem: problem(),

@@ -10,9 +10,9 @@ use std::str::FromStr;
 
 use godwit_shared::api::{Event, TaskState};
 use godwit_shared::model::{
-    DomainState, Epoch, LifecycleCommand, MigrationFailure, MigrationId, MigrationPhase,
-    MigrationPolicy, MigrationProgress, Millis, NodeFacts, NodeId, Problem, RunState, TaskId,
-    UnixMillis, VmId, VmName, VmSpec,
+    DomainState, Epoch, LifecycleCommand, MigrationFailure, MigrationFigures, MigrationId,
+    MigrationPhase, MigrationPolicy, MigrationProgress, Millis, NodeFacts, NodeId, Problem,
+    RunState, TaskId, UnixMillis, VmId, VmName, VmSpec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -133,6 +133,9 @@ pub struct MigrationRecord {
     pub progress: MigrationProgress,
     /// The guest's pause.
     pub blackout: Option<Millis>,
+    /// What was foretold, and what was measured beside it.
+    #[serde(default)]
+    pub figures: MigrationFigures,
     /// Why it did not succeed; while it lasts, what its source raises an alarm about.
     pub failure: Option<MigrationFailure>,
     /// Its end was concluded without the word of its source, which may still come.

@@ -279,7 +279,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use godwit_shared::model::{
-        AgentState, DomainState, Epoch, MigrationPhase, MigrationProgress, UnixMillis,
+        AgentState, DomainState, Epoch, MigrationFigures, MigrationPhase, MigrationProgress,
+        UnixMillis,
     };
 
     use super::*;
@@ -314,6 +315,7 @@ mod tests {
             started: UnixMillis(1),
             progress: MigrationProgress::default(),
             blackout: None,
+            figures: MigrationFigures::default(),
             failure: None,
             epoch: Epoch::FIRST,
         }

@@ -20,6 +20,7 @@
 //! | `GET /api/v1/vms/{vm}/console` | | WebSocket, binary frames |
 //! | `GET /api/v1/migrations`, `/migrations/{id}` | | [`MigrationView`] (list) |
 //! | `POST /api/v1/migrations/{id}/cancel` | | [`MigrationView`] |
+//! | `POST /api/v1/migrations/{id}/tune` | [`MigrationTuning`](crate::model::MigrationTuning) | [`MigrationView`] |
 //! | `GET /api/v1/tasks`, `/tasks/{id}` | | [`TaskView`] (list) |
 //! | `POST /api/v1/tasks/{id}/cancel` | | [`TaskView`] |
 //! | `GET /api/v1/events?after=N` | | server-sent [`Event`]s |
@@ -36,9 +37,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::model::{
-    AgentState, Capacity, DomainState, DomainUsage, Epoch, ExitReason, MigrationFailure,
-    MigrationId, MigrationPhase, MigrationPolicy, MigrationProgress, Millis, NodeFacts, NodeId,
-    Problem, RunState, TaskId, UnixMillis, Usage, VmId, VmName, VmSpec,
+    AgentState, Capacity, DomainState, DomainUsage, Epoch, ExitReason, Forecast, MigrationFailure,
+    MigrationFigures, MigrationId, MigrationPhase, MigrationPolicy, MigrationProgress, Millis,
+    NodeFacts, NodeId, Problem, RunState, TaskId, UnixMillis, Usage, VmId, VmName, VmSpec,
 };
 
 /// The cluster in a few numbers.
@@ -222,6 +223,9 @@ pub struct DryRun {
     pub target: NodeId,
     /// What stands against it; empty when nothing does.
     pub blockers: Vec<Problem>,
+    /// How it would go; none when it could not be sampled.
+    #[serde(default)]
+    pub forecast: Option<Forecast>,
 }
 
 /// One migration.
@@ -247,8 +251,12 @@ pub struct MigrationView {
     pub ended: Option<UnixMillis>,
     /// The last sample.
     pub progress: MigrationProgress,
-    /// From the guest's stop until the target's word that it runs.
+    /// The guest's pause: from its last instruction on the source to its first
+    /// on the target.
     pub blackout: Option<Millis>,
+    /// What was foretold, and what was measured beside it.
+    #[serde(default)]
+    pub figures: MigrationFigures,
     /// Why it did not succeed.
     pub failure: Option<MigrationFailure>,
     /// How it was to go.

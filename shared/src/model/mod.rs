@@ -14,7 +14,10 @@ pub mod units;
 
 pub use capacity::{Capacity, NodeFacts, Usage};
 pub use id::{Epoch, MigrationId, NodeId, TaskId, VmId, VmName};
-pub use migration::{MigrationFailure, MigrationPhase, MigrationPolicy, MigrationProgress};
+pub use migration::{
+    DiskCopy, DoubtDecision, Forecast, MigrationFailure, MigrationFigures, MigrationPhase,
+    MigrationPolicy, MigrationProgress, MigrationTuning, Postcopy, Span, TimeoutAction,
+};
 pub use problem::{Problem, codes};
 pub use spec::VmSpec;
 pub use state::{

@@ -24,7 +24,8 @@ use serde::{Deserialize, Serialize};
 
 use super::document::Document;
 use super::uplink::Verdict;
-use crate::model::{Epoch, MigrationId, MigrationPolicy, Problem, VmId};
+use crate::model::spec::DiskFormat;
+use crate::model::{Bytes, Epoch, MigrationId, MigrationPolicy, Problem, VmId};
 
 /// From the source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +48,8 @@ pub enum SourceMessage {
         epoch: Epoch,
         /// Whether the CPUs shall run (false when the guest was paused).
         run: bool,
+        /// The rest of the memory follows while they run.
+        postcopy: bool,
     },
     /// What became of my grant? Not taken until now means refused for good.
     Query {
@@ -56,6 +59,19 @@ pub enum SourceMessage {
         vm: VmId,
         /// The epoch granted.
         epoch: Epoch,
+    },
+    /// The first message of a new connection for a post-copy whose old one was
+    /// lost: make ready to receive the rest.
+    Resume {
+        /// The migration.
+        migration: MigrationId,
+    },
+    /// What time is it there? Answered at once.
+    AskTime {
+        /// The migration.
+        migration: MigrationId,
+        /// The source's clock when this was sent, in microseconds.
+        sent_us: u64,
     },
     /// The source's QEMU has ended; the migration is over.
     Retired {
@@ -99,12 +115,42 @@ pub enum TargetMessage {
         /// Why.
         reason: Problem,
     },
+    /// Post-copy: the grant is journaled here; the device state may come.
+    Taken {
+        /// The migration.
+        migration: MigrationId,
+        /// The epoch granted.
+        epoch: Epoch,
+    },
     /// The CPUs run here.
     Activated {
         /// The migration.
         migration: MigrationId,
         /// The epoch they run at.
         epoch: Epoch,
+        /// When they began to, by the target's clock, in microseconds (the time
+        /// of QEMU's `RESUME`); none when nobody saw it.
+        resumed_us: Option<u64>,
+    },
+    /// The answer to `AskTime`.
+    Time {
+        /// The migration.
+        migration: MigrationId,
+        /// What the source had sent.
+        sent_us: u64,
+        /// The target's clock, in microseconds.
+        here_us: u64,
+    },
+    /// Post-copy: QEMU waits for the streams again.
+    ResumeReady {
+        /// The migration.
+        migration: MigrationId,
+    },
+    /// Post-copy: all of the guest's memory is here; nothing depends on the
+    /// source any more.
+    Complete {
+        /// The migration.
+        migration: MigrationId,
     },
     /// The grant was taken and the CPUs could not be run: the right goes back.
     HandBack {
@@ -147,6 +193,21 @@ pub struct Prepare {
     pub cpu_model: String,
     /// The source's QEMU version.
     pub qemu_version: String,
+    /// Disks whose contents have to come along.
+    pub disks: Vec<DiskPlan>,
+}
+
+/// A disk that is mirrored to the target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskPlan {
+    /// Its index in the spec.
+    pub index: u16,
+    /// What the guest sees of it.
+    pub size: Bytes,
+    /// What it takes on the source.
+    pub allocated: Bytes,
+    /// The backing image that the target has to have, and its format.
+    pub backing: Option<(String, DiskFormat)>,
 }
 
 impl SourceMessage {
@@ -157,6 +218,8 @@ impl SourceMessage {
             Self::Cancel { migration, .. }
             | Self::Grant { migration, .. }
             | Self::Query { migration, .. }
+            | Self::Resume { migration }
+            | Self::AskTime { migration, .. }
             | Self::Retired { migration }
             | Self::TakenBack { migration, .. } => *migration,
         }
@@ -171,7 +234,11 @@ impl TargetMessage {
             | Self::Blocked { migration, .. }
             | Self::Loaded { migration }
             | Self::Failed { migration, .. }
+            | Self::Taken { migration, .. }
             | Self::Activated { migration, .. }
+            | Self::Time { migration, .. }
+            | Self::ResumeReady { migration }
+            | Self::Complete { migration }
             | Self::HandBack { migration, .. }
             | Self::Verdict { migration, .. } => *migration,
         }

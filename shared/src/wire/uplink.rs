@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use super::document::Document;
 use crate::model::{
-    DomainReport, Epoch, LifecycleCommand, MigrationFailure, MigrationId, MigrationPhase,
-    MigrationPolicy, MigrationProgress, Millis, NodeId, Problem, UnixMillis, VmId, VmName,
+    DomainReport, DoubtDecision, Epoch, Forecast, LifecycleCommand, MigrationFailure,
+    MigrationFigures, MigrationId, MigrationPhase, MigrationPolicy, MigrationProgress,
+    MigrationTuning, Millis, NodeId, Problem, UnixMillis, VmId, VmName,
 };
 
 /// A member of the cluster, as its peers need to know it.
@@ -153,6 +154,21 @@ pub enum NodeRequest {
         /// The migration.
         migration: MigrationId,
     },
+    /// Change a migration while it runs. Replies when QEMU took it.
+    TuneMigration {
+        /// The migration.
+        migration: MigrationId,
+        /// What to change.
+        tuning: MigrationTuning,
+    },
+    /// An operator ends a source's doubt about its grant. Replies when it is
+    /// written down; refused unless the migration is in doubt.
+    ResolveMigration {
+        /// The migration.
+        migration: MigrationId,
+        /// How.
+        decision: DoubtDecision,
+    },
     /// Send progress samples of a migration, or stop it.
     WatchMigration {
         /// The migration.
@@ -194,8 +210,13 @@ pub enum NodeReply {
     Log(String),
     /// The word on a migration.
     Verdict(Verdict),
-    /// What a dry run found; empty when nothing stands against it.
-    Blockers(Vec<Problem>),
+    /// What a dry run found.
+    Rehearsal {
+        /// What stands against it; empty when nothing does.
+        blockers: Vec<Problem>,
+        /// How it would go; none when it could not be sampled.
+        forecast: Option<Forecast>,
+    },
 }
 
 /// What became of a grant?
@@ -245,9 +266,11 @@ pub struct MigrationReport {
     pub started: UnixMillis,
     /// The last sample.
     pub progress: MigrationProgress,
-    /// The pause: from the guest's stop until the target's word that it runs,
-    /// on the source's clock (one message longer than the guest's own pause).
+    /// The pause: from the guest's last instruction on the source to its first
+    /// on the target.
     pub blackout: Option<Millis>,
+    /// What was foretold, and what was measured beside it.
+    pub figures: MigrationFigures,
     /// Why it did not succeed.
     pub failure: Option<MigrationFailure>,
     /// The epoch in force when this was written.

@@ -72,7 +72,7 @@ fn node() -> Outcome<Vec<Vec<u8>>> {
         bytes(&NodeMessage::DomainGone(VM))?,
         bytes(&NodeMessage::Reply {
             request: 300,
-            outcome: Ok(NodeReply::Blockers(vec![problem()])),
+            outcome: Ok(NodeReply::Rehearsal { blockers: vec![problem()], forecast: None }),
         })?,
         bytes(&NodeMessage::Reply {
             request: 1,

@@ -50,6 +50,7 @@ fn policy(args: &MigrateArgs) -> MigrationPolicy {
         bandwidth: args.bandwidth,
         downtime: args.downtime.unwrap_or(default.downtime),
         auto_converge: !args.no_auto_converge,
+        ..default
     }
 }
 

@@ -168,7 +168,11 @@ fn a_move_shows_its_progress_and_its_blackout() {
         coordinator.calls()[0].body,
         json!({
             "target": "node-2",
-            "policy": { "channels": 4, "bandwidth": 104_857_600, "downtime": 50, "auto_converge": false },
+            "policy": {
+                "channels": 4, "bandwidth": 104_857_600, "downtime": 50, "auto_converge": false,
+                "postcopy": "never", "timeout": null, "timeout_action": "cancel",
+                "disks": "full", "keep_source_disks": false, "priority": 50,
+            },
             "dry_run": false,
         })
     );

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use godwit_shared::api::{MigrationView, NodeHealth, NodeView, TaskState, VmView};
 use godwit_shared::model::{
-    DomainReport, DomainState, Epoch, ExitReason, LifecycleCommand, MigrationPhase,
-    MigrationProgress, NodeId, RunState, UnixMillis, codes,
+    DomainReport, DomainState, Epoch, ExitReason, LifecycleCommand, MigrationFigures,
+    MigrationPhase, MigrationProgress, NodeId, RunState, UnixMillis, codes,
 };
 use godwit_shared::pki::KeyAndCsr;
 use godwit_shared::wire::uplink::{
@@ -182,6 +182,7 @@ fn report(view: &MigrationView, phase: MigrationPhase, epoch: Epoch) -> Migratio
         started: UnixMillis::now(),
         progress: MigrationProgress::default(),
         blackout: None,
+        figures: MigrationFigures::default(),
         failure: None,
         epoch,
     }
@@ -293,7 +294,14 @@ async fn a_log_and_a_dry_run_wait_for_the_node() {
             matches!(body, NodeRequest::Migrate { dry_run: true, .. }),
             "{body:?}"
         );
-        n1.reply(request, Ok(NodeReply::Blockers(Vec::new()))).await;
+        n1.reply(
+            request,
+            Ok(NodeReply::Rehearsal {
+                blockers: Vec::new(),
+                forecast: None,
+            }),
+        )
+        .await;
     };
     let ((status, found), ()) = tokio::join!(asking, answering);
     assert_eq!((status, &found["target"]), (StatusCode::OK, &json!("n2")));

@@ -5,8 +5,8 @@
 use godwit_shared::api::MigrateRequest;
 use godwit_shared::model::spec::Accelerator;
 use godwit_shared::model::{
-    DomainState, LifecycleCommand, MigrationId, MigrationPhase, MigrationProgress, NodeId, Problem,
-    TaskId, VmId, codes,
+    DomainState, LifecycleCommand, MigrationFigures, MigrationId, MigrationPhase,
+    MigrationProgress, NodeId, Problem, TaskId, VmId, codes,
 };
 use godwit_shared::wire::uplink::NodeRequest;
 
@@ -47,6 +47,7 @@ impl Cluster {
             ended: None,
             progress: MigrationProgress::default(),
             blackout: None,
+            figures: MigrationFigures::default(),
             failure: None,
             assumed: false,
             task: None,

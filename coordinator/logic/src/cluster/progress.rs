@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 
 use godwit_shared::api::TaskState;
 use godwit_shared::model::{
-    DomainState, MigrationFailure, MigrationId, MigrationPhase, MigrationPolicy, NodeId, Problem,
-    codes,
+    DomainState, MigrationFailure, MigrationFigures, MigrationId, MigrationPhase, MigrationPolicy,
+    NodeId, Problem, codes,
 };
 use godwit_shared::wire::uplink::MigrationReport;
 
@@ -111,6 +111,7 @@ impl Cluster {
             ended: None,
             progress: report.progress,
             blackout: None,
+            figures: MigrationFigures::default(),
             failure: None,
             assumed: false,
             task: None,
@@ -158,6 +159,8 @@ impl Cluster {
         }
         if report.phase.is_final() {
             record.blackout = report.blackout;
+            record.figures = report.figures;
+            record.figures = report.figures;
             return self.finish_migration(turn, id, report.phase, report.failure);
         }
         let alarm = |failure: &Option<MigrationFailure>| {
@@ -197,6 +200,7 @@ impl Cluster {
         if record.phase == report.phase {
             if record.blackout.is_none() && report.blackout.is_some() {
                 record.blackout = report.blackout;
+                record.figures = report.figures;
                 turn.touch(Key::Migration(id));
             }
             if record.assumed {
@@ -219,6 +223,7 @@ impl Cluster {
         record.assumed = false;
         record.phase = report.phase;
         record.blackout = report.blackout;
+        record.figures = report.figures;
         record.failure = report.failure;
         record.progress = report.progress;
         turn.touch(Key::Migration(id));

@@ -402,10 +402,10 @@ fn dry_run(
     mut found: Vec<Problem>,
     outcome: Result<NodeReply, Problem>,
 ) -> Result<Answer, Problem> {
-    let NodeReply::Blockers(more) = outcome? else {
+    let NodeReply::Rehearsal { blockers, forecast } = outcome? else {
         return Err(wrong_reply());
     };
-    for problem in more {
+    for problem in blockers {
         let same = |known: &Problem| known.code == problem.code && known.field == problem.field;
         if !found.iter().any(same) {
             found.push(problem);
@@ -414,6 +414,7 @@ fn dry_run(
     Ok(Answer::DryRun(DryRun {
         target,
         blockers: found,
+        forecast,
     }))
 }
 

@@ -274,6 +274,7 @@ impl Cluster {
             ended: record.ended,
             progress: known.map_or(record.progress, |known| known.progress),
             blackout: record.blackout,
+            figures: record.figures,
             failure: record.failure.clone(),
             policy: record.policy.clone(),
             task: record.task,

@@ -12,7 +12,7 @@ use godwit_node_logic::handoff::{
 use godwit_shared::model::{
     Epoch, ExitReason, MigrationId, MigrationPolicy, NodeId, Problem, VmId, VmSpec, codes,
 };
-use godwit_shared::transport::{Connection, MessageReceiver, Probing, Sender};
+use godwit_shared::transport::{CloseCode, Connection, MessageReceiver, Probing, Sender};
 use godwit_shared::wire::peer::{Prepare, SourceMessage, TargetMessage};
 use godwit_shared::wire::uplink::Verdict;
 use tokio::sync::{mpsc, oneshot};
@@ -49,7 +49,13 @@ pub(super) struct Incoming {
     starting: bool,
     discard_waits: Option<TombstoneVerdict>,
     link: Option<Link>,
+    /// Which connection is in use: what older ones still say does not count.
+    generation: u32,
     relay: Option<relay::Relay>,
+    /// QEMU has to notice first that its channels are gone.
+    recovery_waits: bool,
+    /// When the CPUs began to run, by QEMU's event, in microseconds.
+    resumed_us: Option<u64>,
     questions: Vec<oneshot::Sender<Verdict>>,
 }
 
@@ -57,6 +63,16 @@ pub(super) struct Incoming {
 pub(super) struct Arrival {
     pub(super) prepare: Prepare,
     pub(super) spec: VmSpec,
+    pub(super) source: NodeId,
+    pub(super) connection: Connection,
+    pub(super) sender: Sender,
+    pub(super) messages: MessageReceiver<SourceMessage>,
+}
+
+/// A source that has connected anew, to send the rest of a post-copy.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Reunion {
     pub(super) source: NodeId,
     pub(super) connection: Connection,
     pub(super) sender: Sender,
@@ -73,7 +89,12 @@ struct Link {
 pub(super) enum Input {
     Event(TargetEvent),
     Signal(DomainSignal),
-    Message(SourceMessage),
+    /// Over the connection of that generation.
+    Message(u32, SourceMessage),
+    /// It has ended.
+    LinkLost(u32, Problem),
+    /// Post-copy: how QEMU stands that shall receive the rest.
+    Broken(Option<QemuMigration>),
     /// QEMU was started, or not.
     Started(Result<Addr<DomainActor>, Problem>),
 }
@@ -97,6 +118,7 @@ impl Incoming {
             migration: prepare.migration,
             source: arrival.source.clone(),
             epoch: prepare.epoch.next(),
+            images: Vec::new(),
             stage: IncomingStage::Prepared,
         };
         let vm = prepare.vm;
@@ -145,7 +167,10 @@ impl Incoming {
             starting: false,
             discard_waits: None,
             link: None,
+            generation: 0,
             relay: None,
+            recovery_waits: false,
+            resumed_us: None,
             questions: Vec::new(),
         }
     }
@@ -164,12 +189,11 @@ impl Incoming {
             match effect {
                 TargetEffect::Check => self.check(),
                 TargetEffect::StartQemu => self.start_qemu(),
-                TargetEffect::Send(message) => {
-                    if let Some(link) = &self.link {
-                        let _ = link.outbox.send(message);
-                    }
-                }
-                TargetEffect::Journal(stage) => self.journal(stage, ctx),
+                TargetEffect::Send(message) => self.send(message),
+                TargetEffect::Look => self.look(),
+                TargetEffect::Recover => self.recover_qemu(),
+                TargetEffect::AwaitSource => Self::await_source(ctx),
+                TargetEffect::Journal(stage) => self.journal(stage),
                 TargetEffect::Activate { epoch, run } => self.activate(epoch, run),
                 TargetEffect::Discard(word) => self.discard(word),
                 TargetEffect::Answer(verdict) => {
@@ -192,23 +216,23 @@ impl Incoming {
     }
 
     /// Takes the connection in use: answers go out, messages come in.
-    fn open_link(&mut self, arrival: Arrival) -> Prepare {
-        let Arrival {
-            prepare,
-            connection,
-            sender,
-            messages,
-            ..
-        } = arrival;
+    fn open_link(
+        &mut self,
+        connection: Connection,
+        sender: Sender,
+        messages: MessageReceiver<SourceMessage>,
+    ) {
+        self.generation += 1;
+        let generation = self.generation;
         let outbox = peer::outbox(sender.into_messages(), connection.clone(), Closer::Peer);
         let inputs = self.inputs.clone();
         let listening = connection.clone();
         actix::spawn(async move {
             let take = |message| {
-                let _ = inputs.send(Input::Message(message));
+                let _ = inputs.send(Input::Message(generation, message));
             };
             let end = peer::listen(messages, listening, take).await;
-            let _ = inputs.send(Input::Event(TargetEvent::LinkLost(end)));
+            let _ = inputs.send(Input::LinkLost(generation, end));
         });
         let probing = connection.probe_every(PROBE);
         self.link = Some(Link {
@@ -216,15 +240,21 @@ impl Incoming {
             connection,
             _probing: probing,
         });
-        prepare
     }
 
     fn check(&mut self) {
         let Some(arrival) = self.request.take() else {
             return;
         };
-        let spec = arrival.spec.clone();
-        let prepare = self.open_link(arrival);
+        let Arrival {
+            prepare,
+            spec,
+            connection,
+            sender,
+            messages,
+            ..
+        } = arrival;
+        self.open_link(connection, sender, messages);
         let source = RunningAs {
             machine: &prepare.machine,
             accelerator: &prepare.accelerator,
@@ -294,9 +324,9 @@ impl Incoming {
         });
     }
 
-    fn journal(&mut self, stage: IncomingStage, ctx: &mut Context<Self>) {
+    fn journal(&mut self, stage: IncomingStage) {
         self.record.stage = stage;
-        if stage == IncomingStage::Running {
+        if let IncomingStage::Running { .. } = stage {
             self.write_granted();
         }
         let Some(domain) = self.domain.clone() else {
@@ -312,11 +342,105 @@ impl Incoming {
                 },
             )
         });
-        if stage == IncomingStage::Running {
-            ctx.run_later(SOURCE_DONE_DEADLINE.duration(), |actor, ctx| {
-                actor.step(TargetEvent::SourceDone, ctx);
-            });
+    }
+
+    fn await_source(ctx: &mut Context<Self>) {
+        ctx.run_later(SOURCE_DONE_DEADLINE.duration(), |actor, ctx| {
+            actor.step(TargetEvent::SourceDone, ctx);
+        });
+    }
+
+    /// The moment at which the CPUs began to run is known here only.
+    fn send(&self, message: TargetMessage) {
+        let message = match message {
+            TargetMessage::Activated {
+                migration, epoch, ..
+            } => TargetMessage::Activated {
+                migration,
+                epoch,
+                resumed_us: self.resumed_us,
+            },
+            other => other,
+        };
+        if let Some(link) = &self.link {
+            let _ = link.outbox.send(message);
         }
+    }
+
+    /// What QEMU did while nobody listened.
+    fn look(&self) {
+        let Some(domain) = self.domain.clone() else {
+            return;
+        };
+        self.beside(async move {
+            match qemu::look(&domain).await {
+                Ok(Some(QemuMigration::Completed)) => Some(TargetEvent::Loaded),
+                Ok(Some(QemuMigration::PostcopyActive | QemuMigration::PostcopyPaused)) => {
+                    Some(TargetEvent::Listening)
+                }
+                Ok(_) => None,
+                Err(problem) => {
+                    tracing::warn!(%problem, "QEMU does not say how its migration stands");
+                    None
+                }
+            }
+        });
+    }
+
+    /// Post-copy: the channels' ends that are left go, so that QEMU notices.
+    fn recover_qemu(&mut self) {
+        self.relay = None;
+        let Some(domain) = self.domain.clone() else {
+            return;
+        };
+        let inputs = self.inputs.clone();
+        actix::spawn(async move {
+            match qemu::pause_postcopy(&domain).await {
+                Ok(state) => {
+                    let _ = inputs.send(Input::Broken(state));
+                }
+                Err(problem) => {
+                    tracing::warn!(%problem, "QEMU does not say how its post-copy stands");
+                }
+            }
+        });
+    }
+
+    fn on_broken(&mut self, state: Option<QemuMigration>, ctx: &mut Context<Self>) {
+        match state {
+            Some(QemuMigration::PostcopyPaused) => self.listen_again(),
+            Some(QemuMigration::Completed) => {
+                self.step(TargetEvent::Loaded, ctx);
+                self.step(TargetEvent::Resume, ctx);
+            }
+            // It will say when it has noticed.
+            _ => self.recovery_waits = true,
+        }
+    }
+
+    /// QEMU waits for the channels, and the new connection carries them to it.
+    fn listen_again(&mut self) {
+        self.recovery_waits = false;
+        let (Some(domain), Some(link)) = (self.domain.clone(), &self.link) else {
+            return;
+        };
+        let socket = self.context.socket(self.migration);
+        let stop = CancellationToken::new();
+        self.relay = Some(relay::Relay {
+            stop: stop.clone(),
+            socket: socket.clone(),
+        });
+        let (context, connection) = (Arc::clone(&self.context), link.connection.clone());
+        self.beside(async move {
+            if let Err(problem) = qemu::recover_incoming(&domain, &socket).await {
+                tracing::warn!(%problem, "QEMU does not wait for the rest of its post-copy");
+                return None;
+            }
+            let path = Arc::from(socket);
+            let serving = relay::serve_target(connection, path, stop);
+            context.runtime.spawn(serving);
+            Some(TargetEvent::Recovered)
+        });
     }
 
     /// Runs the CPUs. The domain says whether a failure leaves the right free to
@@ -420,8 +544,13 @@ impl Incoming {
 
     fn on_signal(&mut self, signal: DomainSignal, ctx: &mut Context<Self>) {
         match signal {
+            DomainSignal::Qmp(event) if event.name == "RESUME" => {
+                self.resumed_us = Some(event.timestamp);
+            }
             DomainSignal::Qmp(event) => match qemu::meaning(&event) {
                 Some(QemuMigration::Completed) => self.step(TargetEvent::Loaded, ctx),
+                Some(QemuMigration::PostcopyActive) => self.step(TargetEvent::Listening, ctx),
+                Some(QemuMigration::PostcopyPaused) if self.recovery_waits => self.listen_again(),
                 Some(QemuMigration::Failed(_)) => {
                     let problem = Problem::new(
                         codes::MIGRATION_FAILED,
@@ -447,11 +576,24 @@ impl Incoming {
             return;
         }
         let event = match message {
-            SourceMessage::Grant { epoch, run, .. } => TargetEvent::Grant { epoch, run },
+            SourceMessage::Grant {
+                epoch,
+                run,
+                postcopy: early,
+                ..
+            } => TargetEvent::Grant { epoch, run, early },
             SourceMessage::Cancel { reason, .. } => TargetEvent::Cancel(reason),
             SourceMessage::Retired { .. } => TargetEvent::SourceDone,
-            // A question comes over a connection of its own, to the manager.
+            SourceMessage::AskTime { sent_us, .. } => {
+                return self.send(TargetMessage::Time {
+                    migration: self.migration,
+                    sent_us,
+                    here_us: now_us(),
+                });
+            }
+            // These come first on a connection of their own, to the manager.
             SourceMessage::TakenBack { .. }
+            | SourceMessage::Resume { .. }
             | SourceMessage::Prepare(_)
             | SourceMessage::Query { .. } => return,
         };
@@ -493,7 +635,7 @@ impl Actor for Incoming {
         let following = following.into_actor(self);
         ctx.wait(following.map(move |(), actor, ctx| {
             actor.perform(effects, ctx);
-            if actor.record.stage == IncomingStage::Running {
+            if actor.record.stage == (IncomingStage::Running { complete: true }) {
                 actor.step(TargetEvent::SourceDone, ctx);
             }
         }));
@@ -508,7 +650,14 @@ impl StreamHandler<Input> for Incoming {
             }
             Input::Event(event) => self.step(event, ctx),
             Input::Signal(signal) => self.on_signal(signal, ctx),
-            Input::Message(message) => self.on_message(message, ctx),
+            Input::Message(generation, message) if generation == self.generation => {
+                self.on_message(message, ctx);
+            }
+            Input::LinkLost(generation, problem) if generation == self.generation => {
+                self.step(TargetEvent::LinkLost(problem), ctx);
+            }
+            Input::Message(..) | Input::LinkLost(..) => {}
+            Input::Broken(state) => self.on_broken(state, ctx),
             Input::Started(started) => self.on_started(started, ctx),
         }
     }
@@ -537,6 +686,30 @@ impl Handler<Question> for Incoming {
         self.questions.push(question.answer);
         self.step(TargetEvent::Query, ctx);
     }
+}
+
+impl Handler<Reunion> for Incoming {
+    type Result = ();
+
+    fn handle(&mut self, reunion: Reunion, ctx: &mut Context<Self>) {
+        let Reunion {
+            source,
+            connection,
+            sender,
+            messages,
+        } = reunion;
+        if source != self.record.source {
+            return connection.close(CloseCode::PROTOCOL, "another node's migration");
+        }
+        self.open_link(connection, sender, messages);
+        self.step(TargetEvent::Resume, ctx);
+    }
+}
+
+/// The host's clock, as QEMU's events have it, in microseconds since the epoch.
+fn now_us() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(0))
 }
 
 fn incoming_request(prepare: &Prepare, spec: VmSpec, source: NodeId) -> IncomingRequest {

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use godwit_node_logic::handoff::{
-    HandoffRecord, IncomingRecord, IncomingStage, OutgoingRecord, OutgoingStage, TombstoneVerdict,
+    HandoffRecord, IncomingRecord, IncomingStage, OutgoingRecord, OutgoingStage, Plan,
+    TombstoneVerdict,
 };
 use godwit_shared::model::capacity::EmulatorFacts;
 use godwit_shared::model::{
-    ExitReason, MigrationId, MigrationPolicy, NodeId, Problem, UnixMillis, VmId, VmSpec, codes,
+    DoubtDecision, ExitReason, MigrationId, MigrationPolicy, MigrationTuning, NodeId, Problem,
+    UnixMillis, VmId, VmSpec, codes,
 };
 use godwit_shared::pki::Identity;
 use godwit_shared::transport::{
@@ -22,7 +24,7 @@ use godwit_shared::wire::uplink::{Member, NodeReply, Verdict, VerdictQuery};
 use tokio::sync::{oneshot, watch};
 
 use super::calls::record_handoff;
-use super::incoming::{Arrival, Incoming, Question};
+use super::incoming::{Arrival, Incoming, Question, Reunion};
 use super::outgoing::{self, Departure, Outgoing};
 use super::tombstones::Tombstones;
 use super::{peer, qemu};
@@ -175,7 +177,7 @@ impl MigrationManager {
     /// The host was rebooted: its QEMUs are gone. A promise whose outcome was
     /// open then can be neither confirmed nor denied any more.
     fn bury(&self, vm: VmId, record: &IncomingRecord, domain: &Addr<DomainActor>) {
-        let ran = record.stage == IncomingStage::Running;
+        let ran = matches!(record.stage, IncomingStage::Running { .. });
         let word = if ran {
             TombstoneVerdict::Granted
         } else {
@@ -291,13 +293,26 @@ impl Handler<StartMigration> for MigrationManager {
         Box::pin(
             work.into_actor(self)
                 .map(move |accepted, actor, _| match accepted? {
-                    Accepted::Blockers(blockers) => Ok(NodeReply::Blockers(blockers)),
+                    Accepted::Blockers(blockers) => Ok(NodeReply::Rehearsal {
+                        blockers,
+                        forecast: None,
+                    }),
                     Accepted::Begun(outgoing) => {
                         actor.outgoing.insert(migration, outgoing.start());
                         Ok(NodeReply::Done)
                     }
                 }),
         )
+    }
+}
+
+/// What the source decides on of a policy.
+fn plan(policy: &MigrationPolicy) -> Plan {
+    Plan {
+        mirrors: false,
+        postcopy: policy.postcopy,
+        timeout: policy.timeout,
+        timeout_action: policy.timeout_action,
     }
 }
 
@@ -338,6 +353,7 @@ async fn accept(
         target,
         epoch: facts.epoch,
         run: facts.run,
+        plan: plan(&policy),
         stage: OutgoingStage::Sending,
         started: UnixMillis::now(),
     };
@@ -423,21 +439,70 @@ impl Handler<CancelMigration> for MigrationManager {
     type Result = ResponseFuture<Result<(), Problem>>;
 
     fn handle(&mut self, request: CancelMigration, _: &mut Context<Self>) -> Self::Result {
-        let outgoing = self.outgoing.get(&request.migration).cloned();
+        self.tell_outgoing(request.migration, outgoing::Cancel)
+    }
+}
+
+/// Change a migration while it runs.
+#[derive(Message)]
+#[rtype(result = "Result<(), Problem>")]
+pub struct TuneMigration {
+    /// The migration.
+    pub migration: MigrationId,
+    /// What to change.
+    pub tuning: MigrationTuning,
+}
+
+impl Handler<TuneMigration> for MigrationManager {
+    type Result = ResponseFuture<Result<(), Problem>>;
+
+    fn handle(&mut self, request: TuneMigration, _: &mut Context<Self>) -> Self::Result {
+        self.tell_outgoing(request.migration, outgoing::Tune(request.tuning))
+    }
+}
+
+/// An operator ends a source's doubt about its grant.
+#[derive(Message)]
+#[rtype(result = "Result<(), Problem>")]
+pub struct ResolveMigration {
+    /// The migration.
+    pub migration: MigrationId,
+    /// How.
+    pub decision: DoubtDecision,
+}
+
+impl Handler<ResolveMigration> for MigrationManager {
+    type Result = ResponseFuture<Result<(), Problem>>;
+
+    fn handle(&mut self, request: ResolveMigration, _: &mut Context<Self>) -> Self::Result {
+        self.tell_outgoing(request.migration, outgoing::Resolve(request.decision))
+    }
+}
+
+impl MigrationManager {
+    /// Tells the source's actor; one that is not there has nothing in hand.
+    fn tell_outgoing<M>(
+        &self,
+        migration: MigrationId,
+        message: M,
+    ) -> ResponseFuture<Result<(), Problem>>
+    where
+        M: Message<Result = Result<(), Problem>> + Send + 'static,
+        Outgoing: Handler<M>,
+    {
+        let outgoing = self.outgoing.get(&migration).cloned();
         Box::pin(async move {
             let gone = || {
                 Problem::new(
                     codes::STATE_CONFLICT,
                     "the migration is not in hand on its source",
                 )
-                .value(request.migration.to_string())
+                .value(migration.to_string())
                 .remedy("show the migration: it has ended, or its source was restarted")
             };
             let outgoing = outgoing.ok_or_else(gone)?;
-            outgoing
-                .send(outgoing::Cancel)
-                .await
-                .unwrap_or_else(|_| Err(gone()))
+            let told = outgoing.send(message).await;
+            told.unwrap_or_else(|_| Err(gone()))
         })
     }
 }
@@ -577,7 +642,16 @@ async fn serve(connection: &Connection, manager: &Addr<MigrationManager>) {
             }
             connection.closed().await;
         }
-        _ => refuse("a connection begins with a prepare or a query"),
+        Ok(Some(SourceMessage::Resume { migration })) => {
+            let again = Reunion {
+                source,
+                connection: connection.clone(),
+                sender,
+                messages,
+            };
+            let _ = manager.send(Reunite(migration, again)).await;
+        }
+        _ => refuse("a connection begins with a prepare, a query or a resume"),
     }
 }
 
@@ -603,6 +677,38 @@ impl Handler<Arrive> for MigrationManager {
         let context = Arc::clone(&self.context);
         let incoming = Incoming::begin(context, ctx.address().recipient(), arrive.0);
         self.incoming.insert(migration, incoming.start());
+    }
+}
+
+/// The source of a post-copy is back, with a new connection.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Reunite(MigrationId, Reunion);
+
+impl Handler<Reunite> for MigrationManager {
+    type Result = ();
+
+    fn handle(&mut self, reunite: Reunite, _: &mut Context<Self>) {
+        let Reunite(migration, reunion) = reunite;
+        if let Some(incoming) = self.incoming.get(&migration).cloned() {
+            actix::spawn(async move {
+                let _ = incoming.send(reunion).await;
+            });
+            return;
+        }
+        // One that is over here was complete, or never had the right.
+        let said = self.context.tombstones.read(migration);
+        let granted = matches!(said, Ok(Some(stone)) if stone.verdict == TombstoneVerdict::Granted);
+        actix::spawn(async move {
+            if granted {
+                let complete = TargetMessage::Complete { migration };
+                let _ = reunion.sender.into_messages().send(&complete).await;
+                reunion.connection.closed().await;
+            } else {
+                let why = "there is no post-copy of that migration here";
+                reunion.connection.close(CloseCode::PROTOCOL, why);
+            }
+        });
     }
 }
 

@@ -30,6 +30,6 @@ mod tombstones;
 
 pub use manager::{
     CancelMigration, IncomingConnection, MigrationContext, MigrationManager, QueryVerdict,
-    StartMigration, WatchMigration,
+    ResolveMigration, StartMigration, TuneMigration, WatchMigration,
 };
 pub use tombstones::Tombstones;

@@ -2,8 +2,8 @@
 
 use godwit_node_logic::handoff::Outcome;
 use godwit_shared::model::{
-    Epoch, MigrationFailure, MigrationId, MigrationPhase, MigrationProgress, Millis, NodeId,
-    Problem, UnixMillis, VmId,
+    Epoch, MigrationFailure, MigrationFigures, MigrationId, MigrationPhase, MigrationProgress,
+    Millis, NodeId, Problem, UnixMillis, VmId,
 };
 use godwit_shared::wire::uplink::MigrationReport;
 
@@ -17,6 +17,8 @@ pub(super) struct Progress {
     stopped_at: Option<u64>,
     /// When the cause of a failure was noticed.
     trouble_at: Option<std::time::Instant>,
+    /// The guest was lost in post-copy.
+    lost: bool,
 }
 
 impl Progress {
@@ -38,6 +40,7 @@ impl Progress {
             started,
             progress: MigrationProgress::default(),
             blackout: None,
+            figures: MigrationFigures::default(),
             failure: None,
             epoch,
         };
@@ -46,6 +49,7 @@ impl Progress {
             report,
             stopped_at: None,
             trouble_at: None,
+            lost: false,
         }
     }
 
@@ -82,6 +86,19 @@ impl Progress {
         }
     }
 
+    /// Pass after pass leaves as much to send.
+    pub(super) fn stalled(&mut self) {
+        tracing::info!(migration = %self.report.migration, "the migration does not converge");
+        self.report.progress.stalled = true;
+        self.publish();
+    }
+
+    /// Post-copy has failed for good. The domain is the target's and stands still.
+    pub(super) fn guest_lost(&mut self, problem: Problem) {
+        self.lost = true;
+        self.alarm(problem);
+    }
+
     /// Something to tell the operator while it goes on.
     pub(super) fn alarm(&mut self, problem: Problem) {
         tracing::warn!(migration = %self.report.migration, %problem, "a migration needs a look");
@@ -99,6 +116,9 @@ impl Progress {
         let net = sample.rate.0.saturating_sub(sample.dirty_rate.0);
         sample.eta = (net > 0).then(|| Millis(sample.remaining.0.saturating_mul(1000) / net));
         sample.iteration = sample.iteration.max(self.report.progress.iteration);
+        sample.stalled = self.report.progress.stalled;
+        sample.disks_total = self.report.progress.disks_total;
+        sample.disks_done = self.report.progress.disks_done;
         self.report.progress = sample;
         self.publish();
     }
@@ -114,7 +134,9 @@ impl Progress {
         match outcome {
             Outcome::Completed => {
                 self.report.phase = MigrationPhase::Completed;
-                self.report.failure = None;
+                if !self.lost {
+                    self.report.failure = None;
+                }
                 self.report.progress.remaining = godwit_shared::model::Bytes::ZERO;
             }
             Outcome::Cancelled => {

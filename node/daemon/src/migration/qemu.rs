@@ -11,7 +11,7 @@ use actix::Addr;
 use godwit_node_logic::handoff::QemuMigration;
 use godwit_node_logic::qmp;
 use godwit_shared::model::{
-    Bytes, BytesPerSec, MigrationPolicy, MigrationProgress, Millis, Problem, codes,
+    Bytes, BytesPerSec, MigrationPolicy, MigrationProgress, MigrationTuning, Millis, Problem, codes,
 };
 use serde_json::{Value, json};
 
@@ -70,8 +70,8 @@ pub(super) async fn start_incoming(
     // right to run is still the source's.
     let capabilities = capabilities(policy, &[("late-block-activate", true)]);
     execute(domain, "migrate-set-capabilities", capabilities).await?;
-    if policy.channels > 0 {
-        let parameters = json!({ "multifd-channels": policy.channels });
+    if channels(policy) > 0 {
+        let parameters = json!({ "multifd-channels": channels(policy) });
         execute(domain, "migrate-set-parameters", parameters).await?;
     }
     execute(domain, "migrate-incoming", json!({ "uri": uri(socket) })).await?;
@@ -82,13 +82,25 @@ fn uri(socket: &Path) -> String {
     format!("unix:{}", socket.display())
 }
 
+/// Multifd channels that a policy gets: QEMU up to 10.0 refuses them together
+/// with post-copy.
+fn channels(policy: &MigrationPolicy) -> u16 {
+    if policy.allows_postcopy() {
+        0
+    } else {
+        policy.channels
+    }
+}
+
 fn capabilities(policy: &MigrationPolicy, more: &[(&str, bool)]) -> Value {
+    let postcopy = policy.allows_postcopy();
     let common = [
         ("events", true),
         ("return-path", true),
-        ("multifd", policy.channels > 0),
+        ("multifd", channels(policy) > 0),
         ("auto-converge", policy.auto_converge),
-        ("postcopy-ram", false),
+        ("postcopy-ram", postcopy),
+        ("postcopy-preempt", postcopy),
         ("xbzrle", false),
     ];
     let list: Vec<Value> = common
@@ -103,12 +115,86 @@ fn source_parameters(policy: &MigrationPolicy) -> Value {
     let mut parameters = json!({
         // Zero is no limit.
         "max-bandwidth": policy.bandwidth.map_or(0, |limit| limit.0),
+        "max-postcopy-bandwidth": policy.bandwidth.map_or(0, |limit| limit.0),
         "downtime-limit": policy.downtime.0,
     });
-    if policy.channels > 0 {
-        parameters["multifd-channels"] = json!(policy.channels);
+    if channels(policy) > 0 {
+        parameters["multifd-channels"] = json!(channels(policy));
     }
     parameters
+}
+
+/// The longest pause that QEMU takes for a limit (`downtime-limit`): 2000 s.
+pub(super) const LONGEST_DOWNTIME: Millis = Millis(2_000_000);
+
+/// Stops the guest. True when QEMU was still sending memory afterwards: then it
+/// will not resume the guest by itself, whatever becomes of its migration.
+pub(super) async fn stop_for_postcopy(domain: &Addr<DomainActor>) -> Result<bool, Problem> {
+    execute(domain, "stop", Value::Null).await?;
+    Ok(look(domain).await? == Some(QemuMigration::Active))
+}
+
+/// Sends the rest of a post-copy over new channels.
+pub(super) async fn resume_outgoing(
+    domain: &Addr<DomainActor>,
+    socket: &Path,
+) -> Result<(), Problem> {
+    let arguments = json!({ "uri": uri(socket), "resume": true });
+    execute(domain, "migrate", arguments).await?;
+    Ok(())
+}
+
+/// Makes a QEMU whose post-copy is broken listen at `socket` for the rest. One
+/// that does so already is left as it is.
+pub(super) async fn recover_incoming(
+    domain: &Addr<DomainActor>,
+    socket: &Path,
+) -> Result<(), Problem> {
+    let recovered = execute(domain, "migrate-recover", json!({ "uri": uri(socket) })).await;
+    match recovered {
+        Err(_) if socket.exists() => Ok(()),
+        other => other.map(|_| ()),
+    }
+}
+
+/// Where the post-copy stands; one that still believes in its channels is told
+/// that they are gone, and says so by an event.
+pub(super) async fn pause_postcopy(
+    domain: &Addr<DomainActor>,
+) -> Result<Option<QemuMigration>, Problem> {
+    let state = look(domain).await?;
+    if state == Some(QemuMigration::PostcopyActive) {
+        execute(domain, "migrate-pause", Value::Null).await?;
+        return Ok(None);
+    }
+    Ok(state)
+}
+
+/// One look at QEMU's migration, after a lost connection or a restart.
+pub(super) async fn look(domain: &Addr<DomainActor>) -> Result<Option<QemuMigration>, Problem> {
+    let answer = execute(domain, "query-migrate", Value::Null).await?;
+    let word = answer.get("status").and_then(Value::as_str);
+    Ok(word.and_then(|word| status(word, &error_words(&answer).unwrap_or_default())))
+}
+
+/// Changes a migration while it runs.
+pub(super) async fn tune(
+    domain: &Addr<DomainActor>,
+    tuning: &MigrationTuning,
+) -> Result<(), Problem> {
+    let mut parameters = serde_json::Map::new();
+    if let Some(rate) = tuning.bandwidth {
+        parameters.insert("max-bandwidth".into(), rate.0.into());
+        parameters.insert("max-postcopy-bandwidth".into(), rate.0.into());
+    }
+    if let Some(downtime) = tuning.downtime {
+        let limit = downtime.0.min(LONGEST_DOWNTIME.0);
+        parameters.insert("downtime-limit".into(), limit.into());
+    }
+    if !parameters.is_empty() {
+        execute(domain, "migrate-set-parameters", Value::Object(parameters)).await?;
+    }
+    Ok(())
 }
 
 /// What an event says of the migration; nothing for those that do not matter.
@@ -124,6 +210,8 @@ fn status(status: &str, words: &str) -> Option<QemuMigration> {
     Some(match status {
         "active" => QemuMigration::Active,
         "pre-switchover" => QemuMigration::PreSwitchover,
+        "postcopy-active" => QemuMigration::PostcopyActive,
+        "postcopy-paused" => QemuMigration::PostcopyPaused,
         "completed" => QemuMigration::Completed,
         "failed" => QemuMigration::Failed(words.to_owned()),
         "cancelled" => QemuMigration::Cancelled,
@@ -238,6 +326,7 @@ fn progress(answer: &Value) -> MigrationProgress {
             .unwrap_or(99)
             .min(99),
         elapsed: Millis(top("total-time")),
+        ..MigrationProgress::default()
     }
 }
 

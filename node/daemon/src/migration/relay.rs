@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use godwit_shared::model::{Problem, codes};
 use godwit_shared::transport::{
     ByteReceiver, ByteSender, CloseCode, Connection, Receiver, Sender, StreamError, StreamKind,
 };
@@ -16,6 +17,8 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+use super::manager::MigrationContext;
 
 /// Read from QEMU at once. Large enough for the cost of a system call to
 /// vanish, small enough to stay in a core's cache.
@@ -28,6 +31,24 @@ pub(super) struct Relay {
     pub(super) socket: PathBuf,
 }
 
+impl Relay {
+    /// Listens at `socket` for QEMU's channels and lets them out on the connection.
+    pub(super) fn of_source(
+        context: &MigrationContext,
+        socket: &Path,
+        connection: &Connection,
+    ) -> Result<Self, Problem> {
+        let listener = listen_at(socket)?;
+        let stop = CancellationToken::new();
+        let serving = serve_source(listener, connection.clone(), stop.clone());
+        context.runtime.spawn(serving);
+        Ok(Self {
+            stop,
+            socket: socket.to_owned(),
+        })
+    }
+}
+
 impl Drop for Relay {
     fn drop(&mut self) {
         self.stop.cancel();
@@ -38,7 +59,7 @@ impl Drop for Relay {
 /// Accepts QEMU's channels on `listener` and carries each over a stream of its
 /// own, until `stop`. QEMU connects its main channel first; streams are numbered
 /// in that order. Runs on the transport's threads, beside no actor's work.
-pub(super) async fn serve_source(
+async fn serve_source(
     listener: std::os::unix::net::UnixListener,
     connection: Connection,
     stop: CancellationToken,
@@ -160,4 +181,20 @@ async fn receive(mut from: ByteReceiver, mut to: OwnedWriteHalf) -> Result<(), C
     }
     to.shutdown().await?;
     Ok(())
+}
+
+fn listen_at(socket: &Path) -> Result<std::os::unix::net::UnixListener, Problem> {
+    let failed = |e: std::io::Error| {
+        let path = socket.display().to_string();
+        Problem::new(
+            codes::HOST_IO,
+            format!("QEMU's migration socket `{path}`: {e}"),
+        )
+        .value(path)
+        .remedy("make the run directory writable, and its path shorter than 80 bytes")
+    };
+    let _ = std::fs::remove_file(socket);
+    let listener = std::os::unix::net::UnixListener::bind(socket).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
 }

@@ -110,6 +110,7 @@ impl IncomingRequest {
             migration: self.migration,
             source: self.source.clone(),
             epoch: self.epoch.next(),
+            images: Vec::new(),
             stage: IncomingStage::Prepared,
         }
     }

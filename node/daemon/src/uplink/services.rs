@@ -15,7 +15,8 @@ use godwit_shared::model::{Problem, codes};
 use godwit_shared::wire::uplink::{NodeReply, NodeRequest};
 
 use crate::migration::{
-    CancelMigration, MigrationManager, QueryVerdict, StartMigration, WatchMigration,
+    CancelMigration, MigrationManager, QueryVerdict, ResolveMigration, StartMigration,
+    TuneMigration, WatchMigration,
 };
 use crate::supervisor::Supervisor;
 use crate::supervisor::messages::{AttachConsole, Command, Define, ReadLog};
@@ -40,6 +41,10 @@ pub struct Services {
     pub migrate: Recipient<StartMigration>,
     /// Calls migrations off.
     pub cancel: Recipient<CancelMigration>,
+    /// Changes migrations while they run.
+    pub tune: Recipient<TuneMigration>,
+    /// Ends a source's doubt.
+    pub resolve: Recipient<ResolveMigration>,
     /// Samples the progress of migrations.
     pub watch: Recipient<WatchMigration>,
     /// Knows what became of grants.
@@ -62,6 +67,8 @@ impl Services {
             log: supervisor.clone().recipient(),
             migrate: migrations.clone().recipient(),
             cancel: migrations.clone().recipient(),
+            tune: migrations.clone().recipient(),
+            resolve: migrations.clone().recipient(),
             watch: migrations.clone().recipient(),
             verdict: migrations.clone().recipient(),
         }
@@ -113,6 +120,21 @@ impl Services {
             }
             NodeRequest::CancelMigration { migration } => {
                 let answer = ask(&self.cancel, CancelMigration { migration }, QUICK);
+                async { answer.await?.map(|()| NodeReply::Done) }.boxed()
+            }
+            NodeRequest::TuneMigration { migration, tuning } => {
+                let answer = ask(&self.tune, TuneMigration { migration, tuning }, QUICK);
+                async { answer.await?.map(|()| NodeReply::Done) }.boxed()
+            }
+            NodeRequest::ResolveMigration {
+                migration,
+                decision,
+            } => {
+                let resolve = ResolveMigration {
+                    migration,
+                    decision,
+                };
+                let answer = ask(&self.resolve, resolve, QUICK);
                 async { answer.await?.map(|()| NodeReply::Done) }.boxed()
             }
             NodeRequest::WatchMigration { migration, watch } => {

@@ -23,7 +23,9 @@ use tokio::sync::{mpsc, watch};
 use super::*;
 use crate::bus::NodeBus;
 use crate::identity::IdentityStore;
-use crate::migration::{CancelMigration, QueryVerdict, StartMigration, WatchMigration};
+use crate::migration::{
+    CancelMigration, QueryVerdict, ResolveMigration, StartMigration, TuneMigration, WatchMigration,
+};
 use crate::supervisor::messages::{AttachConsole, Command, Console, Define, ReadLog};
 use crate::testing::{TestCoordinator, domain, soon};
 
@@ -75,6 +77,8 @@ stub!(
 stub!(ReadLog, Result<String, Problem>, |_s, got| Ok("x".repeat(got.lines as usize)));
 stub!(StartMigration, Result<NodeReply, Problem>, |_s, got| Err(Problem::not_found("VM", got.vm)));
 stub!(CancelMigration, Result<(), Problem>, |_s, _got| Ok(()));
+stub!(TuneMigration, Result<(), Problem>, |_s, _got| Ok(()));
+stub!(ResolveMigration, Result<(), Problem>, |_s, _got| Ok(()));
 stub!(WatchMigration, (), |_s, _got| ());
 stub!(QueryVerdict, Option<Verdict>, |_s, _got| Some(
     Verdict::Refused
@@ -98,6 +102,8 @@ fn services(stub: &Addr<Stub>) -> Services {
         log: stub.clone().recipient(),
         migrate: stub.clone().recipient(),
         cancel: stub.clone().recipient(),
+        tune: stub.clone().recipient(),
+        resolve: stub.clone().recipient(),
         watch: stub.clone().recipient(),
         verdict: stub.clone().recipient(),
     }

@@ -560,7 +560,10 @@ fn restored_role(saved: &Saved, handoff: Option<&HandoffRecord>) -> Role {
     match handoff {
         Some(HandoffRecord::Outgoing(record)) => Role::Outgoing {
             migration: record.migration,
-            granted: record.stage == OutgoingStage::Granted,
+            granted: matches!(
+                record.stage,
+                OutgoingStage::Granted | OutgoingStage::GrantedEarly
+            ),
         },
         _ => saved
             .incoming

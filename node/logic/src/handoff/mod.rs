@@ -6,8 +6,9 @@
 //!
 //! ```text
 //!  Source                                        Target
-//!  Preparing --Prepared--> Precopy               Checking --> Starting --> Receiving
-//!  Precopy --pre-switchover--> Switchover        Receiving --completed--> Loaded
+//!  Preparing --Prepared--> (Mirroring) Precopy   Checking --> Starting --> Receiving
+//!  Precopy --pre-switchover--> (Finishing)
+//!    Switchover                                  Receiving --completed--> Loaded
 //!  Switchover --completed + Loaded--> Granting   Loaded --Grant--> Granting
 //!  Granting --journaled--> Handoff               Granting --journaled--> Activating
 //!  Handoff --Activated--> Retiring --> Done      Activating --ran--> Running --> Done
@@ -16,6 +17,17 @@
 //!  Handoff --link lost--> InDoubt                Activating --cannot--> HandingBack --> Done
 //!  InDoubt --granted, running--> Retiring
 //!  InDoubt/Handoff --refused, handed back--> TakingBack --> Done
+//! ```
+//!
+//! In post-copy the grant goes over before the device state, because QEMU has no
+//! way back once that is sent (see `source/postcopy.rs`):
+//!
+//! ```text
+//!  pre-switchover --> Granting                   Receiving --Grant--> Granting
+//!  Handoff --Taken: migrate-continue-->          Granting --journaled: Taken--> Waiting
+//!                                                Waiting --device state is here--> Activating
+//!  Handoff --Activated--> Pulling                Activating --ran--> Running { complete: false }
+//!  Pulling --completed--> Retiring               Running --completed--> { complete: true }
 //! ```
 //!
 //! # Invariants
@@ -46,7 +58,7 @@ pub use record::{
     HandoffRecord, IncomingRecord, IncomingStage, OutgoingRecord, OutgoingStage, Tombstone,
     TombstoneVerdict,
 };
-pub use source::{Outcome, QemuMigration, Source, SourceEffect, SourceEvent, Timer};
+pub use source::{Outcome, Plan, QemuMigration, Source, SourceEffect, SourceEvent, Terms, Timer};
 pub use target::{SOURCE_DONE_DEADLINE, Target, TargetEffect, TargetEvent, TargetOutcome};
 
 /// An event that the state does not allow. It changed nothing.

@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 use godwit_shared::model::{Epoch, MigrationId, NodeId, UnixMillis, VmId};
 use godwit_shared::wire::uplink::{Member, Verdict};
 
+use super::source::Plan;
+
 /// The part of a domain's record that a migration in hand owns.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -36,6 +38,8 @@ pub struct OutgoingRecord {
     pub epoch: Epoch,
     /// Whether the CPUs shall run afterwards, wherever that is.
     pub run: bool,
+    /// On which terms.
+    pub plan: Plan,
     /// How far it is.
     pub stage: OutgoingStage,
     /// When it began.
@@ -50,6 +54,8 @@ pub enum OutgoingStage {
     Sending,
     /// The right is granted at the next epoch. Its fate is the target's word.
     Granted,
+    /// The same, for post-copy: QEMU's migration has not ended.
+    GrantedEarly,
     /// The target's word was no; the source owns the domain again, two epochs on.
     TakenBack,
 }
@@ -63,6 +69,8 @@ pub struct IncomingRecord {
     pub source: NodeId,
     /// The epoch that a grant will carry: the source's plus one.
     pub epoch: Epoch,
+    /// Disk images that were made for it, and go with it when it fails.
+    pub images: Vec<String>,
     /// How far it is.
     pub stage: IncomingStage,
 }
@@ -77,9 +85,14 @@ pub enum IncomingStage {
     Granted {
         /// Whether they shall.
         run: bool,
+        /// For post-copy: before the device state was sent.
+        early: bool,
     },
     /// The CPUs run, or stand still because they shall.
-    Running,
+    Running {
+        /// All of the guest's memory is here.
+        complete: bool,
+    },
 }
 
 /// What a target remembers of a migration that it has no domain for any more,

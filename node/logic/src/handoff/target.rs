@@ -28,7 +28,16 @@ pub enum TargetEvent {
         epoch: Epoch,
         /// Whether the CPUs shall run.
         run: bool,
+        /// For post-copy: the device state is sent when it was taken.
+        early: bool,
     },
+    /// QEMU has the device state and waits for pages (QMP `MIGRATION`,
+    /// `postcopy-active`).
+    Listening,
+    /// The source has connected anew to send the rest of a post-copy.
+    Resume,
+    /// [`TargetEffect::Recover`] is done: QEMU waits for the channels.
+    Recovered,
     /// The source, or an operator through it, calls it off.
     Cancel(Problem),
     /// The connection to the source ended.
@@ -64,6 +73,15 @@ pub enum TargetEffect {
     Send(TargetMessage),
     /// Write the stage; answers [`TargetEvent::Journaled`].
     Journal(IncomingStage),
+    /// After a restart of the daemon: look how far QEMU is; answers
+    /// [`TargetEvent::Listening`], [`TargetEvent::Loaded`] or nothing.
+    Look,
+    /// Post-copy, over a new connection: make QEMU wait for the channels again
+    /// (QMP `migrate-recover`); answers [`TargetEvent::Recovered`].
+    Recover,
+    /// Everything is here: wait for the source's last word, but not for ever
+    /// ([`SOURCE_DONE_DEADLINE`]).
+    AwaitSource,
     /// Take ownership at this epoch and run the CPUs, if they shall.
     Activate {
         /// The grant's epoch.
@@ -98,10 +116,20 @@ enum State {
     Starting,
     Receiving,
     Loaded,
-    Granting { run: bool },
-    Activating { run: bool },
-    Running { source_done: bool },
-    Discarding { cause: Problem, hand_back: bool },
+    Granting {
+        run: bool,
+        early: bool,
+    },
+    /// The grant was taken, the device state is on its way.
+    Waiting {
+        run: bool,
+    },
+    Activating,
+    Running,
+    Discarding {
+        cause: Problem,
+        hand_back: bool,
+    },
     Done,
 }
 
@@ -113,6 +141,10 @@ pub struct Target {
     epoch: Epoch,
     dry_run: bool,
     state: State,
+    /// QEMU has the device state of a post-copy.
+    listening: bool,
+    /// All of the guest is here.
+    complete: bool,
     asked: bool,
 }
 
@@ -132,6 +164,8 @@ impl Target {
             epoch: source_epoch.next(),
             dry_run,
             state: State::Checking,
+            listening: false,
+            complete: false,
             asked: false,
         }
     }
@@ -149,6 +183,8 @@ impl Target {
             epoch,
             dry_run: false,
             state: State::Receiving,
+            listening: false,
+            complete: false,
             asked: false,
         };
         match stage {
@@ -157,11 +193,23 @@ impl Target {
                 false,
                 effects,
             ),
-            IncomingStage::Granted { run } => {
-                target.state = State::Activating { run };
-                effects.push(TargetEffect::Activate { epoch, run });
+            IncomingStage::Granted { run, early: false } => {
+                target.complete = true;
+                target.activate(run, effects);
             }
-            IncomingStage::Running => target.state = State::Running { source_done: false },
+            IncomingStage::Granted { run, early: true } => {
+                target.state = State::Waiting { run };
+                effects.push(TargetEffect::Look);
+            }
+            IncomingStage::Running { complete } => {
+                target.state = State::Running;
+                target.complete = complete;
+                effects.push(if complete {
+                    TargetEffect::AwaitSource
+                } else {
+                    TargetEffect::Look
+                });
+            }
         }
         target
     }
@@ -170,7 +218,7 @@ impl Target {
     pub fn is_granted(&self) -> bool {
         matches!(
             self.state,
-            State::Granting { .. } | State::Activating { .. } | State::Running { .. }
+            State::Granting { .. } | State::Waiting { .. } | State::Activating | State::Running
         )
     }
 
@@ -185,7 +233,12 @@ impl Target {
             TargetEvent::Checked(blockers) => return self.on_checked(blockers, effects),
             TargetEvent::Started => return self.on_started(effects),
             TargetEvent::Loaded => self.on_loaded(effects),
-            TargetEvent::Grant { epoch, run } => return self.on_grant(epoch, run, effects),
+            TargetEvent::Listening => self.on_listening(effects),
+            TargetEvent::Resume => return self.on_resume(effects),
+            TargetEvent::Recovered => self.on_recovered(effects),
+            TargetEvent::Grant { epoch, run, early } => {
+                return self.on_grant(epoch, run, early, effects);
+            }
             TargetEvent::Query => self.on_query(effects),
             TargetEvent::Journaled(stage) => return self.on_journaled(stage, effects),
             TargetEvent::JournalFailed(problem) => self.on_journal_failed(problem, effects),
@@ -199,9 +252,10 @@ impl Target {
             TargetEvent::SourceDone => self.on_source_done(effects),
             TargetEvent::QemuGone(problem) => self.on_qemu_gone(problem, effects),
             TargetEvent::LinkLost(problem) => self.on_link_lost(problem, effects),
-            TargetEvent::StartFailed(problem)
-            | TargetEvent::LoadFailed(problem)
-            | TargetEvent::Cancel(problem) => self.on_trouble(problem, effects),
+            TargetEvent::LoadFailed(problem) => self.on_load_failed(problem, effects),
+            TargetEvent::StartFailed(problem) | TargetEvent::Cancel(problem) => {
+                self.on_trouble(problem, effects);
+            }
         }
         Ok(())
     }
@@ -248,37 +302,84 @@ impl Target {
     }
 
     fn on_loaded(&mut self, effects: Effects<'_>) {
-        if self.state == State::Receiving {
-            self.state = State::Loaded;
-            effects.push(TargetEffect::Send(TargetMessage::Loaded {
-                migration: self.migration,
-            }));
+        if std::mem::replace(&mut self.complete, true) {
+            return;
+        }
+        match self.state {
+            State::Receiving => {
+                self.state = State::Loaded;
+                effects.push(TargetEffect::Send(TargetMessage::Loaded {
+                    migration: self.migration,
+                }));
+            }
+            State::Waiting { run } => self.activate(run, effects),
+            State::Running => self.on_complete(effects),
+            _ => {}
         }
     }
 
-    fn on_grant(&mut self, epoch: Epoch, run: bool, effects: Effects<'_>) -> Result<(), Rejected> {
-        if self.state != State::Loaded || epoch != self.epoch {
+    /// Nothing depends on the source any more.
+    fn on_complete(&mut self, effects: Effects<'_>) {
+        effects.push(TargetEffect::Journal(IncomingStage::Running {
+            complete: true,
+        }));
+        effects.push(TargetEffect::Send(TargetMessage::Complete {
+            migration: self.migration,
+        }));
+        effects.push(TargetEffect::AwaitSource);
+    }
+
+    fn on_listening(&mut self, effects: Effects<'_>) {
+        self.listening = true;
+        if let State::Waiting { run } = self.state {
+            self.activate(run, effects);
+        }
+    }
+
+    fn on_grant(
+        &mut self,
+        epoch: Epoch,
+        run: bool,
+        early: bool,
+        effects: Effects<'_>,
+    ) -> Result<(), Rejected> {
+        let ready = self.state == State::Loaded || (early && self.state == State::Receiving);
+        if !ready || epoch != self.epoch {
             return Err(self.rejected("grant"));
         }
-        self.state = State::Granting { run };
-        effects.push(TargetEffect::Journal(IncomingStage::Granted { run }));
+        self.state = State::Granting { run, early };
+        effects.push(TargetEffect::Journal(IncomingStage::Granted { run, early }));
         Ok(())
     }
 
     fn on_journaled(&mut self, stage: IncomingStage, effects: Effects<'_>) -> Result<(), Rejected> {
         match (stage, &self.state) {
-            (IncomingStage::Granted { .. }, State::Granting { run }) => {
-                let run = *run;
-                self.state = State::Activating { run };
-                effects.push(TargetEffect::Activate {
-                    epoch: self.epoch,
-                    run,
-                });
+            (IncomingStage::Granted { .. }, State::Granting { run, early }) => {
+                let (run, early) = (*run, *early);
+                if early {
+                    effects.push(TargetEffect::Send(TargetMessage::Taken {
+                        migration: self.migration,
+                        epoch: self.epoch,
+                    }));
+                }
+                if self.complete || self.listening {
+                    self.activate(run, effects);
+                } else {
+                    self.state = State::Waiting { run };
+                }
                 Ok(())
             }
-            (IncomingStage::Running, State::Running { .. }) => Ok(()),
+            (IncomingStage::Running { .. }, State::Running) => Ok(()),
             _ => Err(self.rejected("journaled")),
         }
+    }
+
+    fn activate(&mut self, run: bool, effects: Effects<'_>) {
+        self.state = State::Activating;
+        effects.push(TargetEffect::Activate {
+            epoch: self.epoch,
+            run,
+        });
     }
 
     /// A grant that could not be journaled was not taken: the right goes back.
@@ -290,15 +391,21 @@ impl Target {
     }
 
     fn on_activated(&mut self, effects: Effects<'_>) -> Result<(), Rejected> {
-        if !matches!(self.state, State::Activating { .. }) {
+        if self.state != State::Activating {
             return Err(self.rejected("activated"));
         }
-        self.state = State::Running { source_done: false };
+        self.state = State::Running;
         effects.push(TargetEffect::Send(TargetMessage::Activated {
             migration: self.migration,
             epoch: self.epoch,
+            resumed_us: None,
         }));
-        effects.push(TargetEffect::Journal(IncomingStage::Running));
+        effects.push(TargetEffect::Journal(IncomingStage::Running {
+            complete: self.complete,
+        }));
+        if self.complete {
+            effects.push(TargetEffect::AwaitSource);
+        }
         self.answer(Verdict::Granted { running: true }, effects);
         Ok(())
     }
@@ -308,7 +415,7 @@ impl Target {
         problem: Problem,
         effects: Effects<'_>,
     ) -> Result<(), Rejected> {
-        if !matches!(self.state, State::Activating { .. }) {
+        if self.state != State::Activating {
             return Err(self.rejected("activate failed"));
         }
         self.discard(problem, true, effects);
@@ -319,16 +426,54 @@ impl Target {
     /// are being started the answer of `Activate` decides.
     fn on_qemu_gone(&mut self, problem: Problem, effects: Effects<'_>) {
         match self.state {
-            State::Granting { .. } => self.discard(problem, true, effects),
+            State::Granting { .. } | State::Waiting { .. } => self.discard(problem, true, effects),
+            // In post-copy: the rest is on the source, and of no use there.
+            State::Running if !self.complete => {
+                effects.push(TargetEffect::Send(TargetMessage::Failed {
+                    migration: self.migration,
+                    reason: problem,
+                }));
+                effects.push(TargetEffect::AwaitSource);
+            }
             _ => self.on_trouble(problem, effects),
         }
     }
 
-    fn on_link_lost(&mut self, problem: Problem, effects: Effects<'_>) {
-        if let State::Running { .. } = self.state {
-            return;
+    /// A QEMU that cannot load ends by itself; in post-copy it may also wait for
+    /// the source to come back, which is not a failure.
+    fn on_load_failed(&mut self, problem: Problem, effects: Effects<'_>) {
+        match self.state {
+            State::Granting { early: true, .. } | State::Waiting { .. } => {
+                self.discard(problem, true, effects);
+            }
+            _ => self.on_trouble(problem, effects),
         }
+    }
+
+    /// After the grant was taken, QEMU's own state says what the loss means: it
+    /// has the device state already, or it ends because it never gets it.
+    fn on_link_lost(&mut self, problem: Problem, effects: Effects<'_>) {
         self.on_trouble(problem, effects);
+    }
+
+    fn on_resume(&mut self, effects: Effects<'_>) -> Result<(), Rejected> {
+        if self.state != State::Running {
+            return Err(self.rejected("resume"));
+        }
+        effects.push(if self.complete {
+            TargetEffect::Send(TargetMessage::Complete {
+                migration: self.migration,
+            })
+        } else {
+            TargetEffect::Recover
+        });
+        Ok(())
+    }
+
+    fn on_recovered(&mut self, effects: Effects<'_>) {
+        effects.push(TargetEffect::Send(TargetMessage::ResumeReady {
+            migration: self.migration,
+        }));
     }
 
     /// Anything that ends it before the grant was taken.
@@ -379,8 +524,8 @@ impl Target {
     fn on_query(&mut self, effects: Effects<'_>) {
         self.asked = true;
         match self.state {
-            State::Running { .. } => self.answer(Verdict::Granted { running: true }, effects),
-            State::Granting { .. } | State::Activating { .. } => {
+            State::Running => self.answer(Verdict::Granted { running: true }, effects),
+            State::Granting { .. } | State::Waiting { .. } | State::Activating => {
                 effects.push(TargetEffect::Answer(Verdict::Granted { running: false }));
             }
             State::Starting | State::Receiving | State::Loaded => {
@@ -399,7 +544,7 @@ impl Target {
     }
 
     fn on_source_done(&mut self, effects: Effects<'_>) {
-        if let State::Running { .. } = self.state {
+        if self.state == State::Running {
             self.state = State::Done;
             effects.push(TargetEffect::Finish(TargetOutcome::Received));
         }
@@ -412,8 +557,9 @@ impl Target {
             State::Receiving => "receiving",
             State::Loaded => "loaded",
             State::Granting { .. } => "granting",
-            State::Activating { .. } => "activating",
-            State::Running { .. } => "running",
+            State::Waiting { .. } => "waiting",
+            State::Activating => "activating",
+            State::Running => "running",
             State::Discarding { .. } => "discarding",
             State::Done => "done",
         };

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use godwit_shared::model::{Epoch, MigrationId, Problem, VmId, codes};
+use godwit_shared::model::{Epoch, MigrationId, Postcopy, Problem, TimeoutAction, VmId, codes};
 use godwit_shared::wire::peer::{SourceMessage, TargetMessage};
 use godwit_shared::wire::uplink::Verdict;
 use proptest::prelude::*;
@@ -14,6 +14,18 @@ use super::*;
 const ID: MigrationId = MigrationId::from_u128(1);
 const VM: VmId = VmId::from_u128(2);
 const EPOCH: Epoch = Epoch(7);
+const TERMS: Terms = Terms {
+    migration: ID,
+    vm: VM,
+    epoch: EPOCH,
+    run: true,
+    plan: Plan {
+        mirrors: false,
+        postcopy: Postcopy::Never,
+        timeout: None,
+        timeout_action: TimeoutAction::Cancel,
+    },
+};
 
 /// The source's QEMU, as far as a migration goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +66,7 @@ fn lost() -> Problem {
 impl World {
     fn new(mutant: bool) -> Self {
         let mut effects = Vec::new();
-        let source = Source::begin(ID, VM, EPOCH, true, &mut effects);
+        let source = Source::begin(TERMS, &mut effects);
         let mut asked = Vec::new();
         let target = Target::begin(ID, EPOCH, false, &mut asked);
         Self {
@@ -136,7 +148,7 @@ impl World {
             && let Some(stage) = self.source_stage
         {
             let mut effects = Vec::new();
-            self.source = Some(Source::recover(ID, VM, EPOCH, true, stage, &mut effects));
+            self.source = Some(Source::recover(TERMS, stage, &mut effects));
             self.source_todo.extend(effects);
         }
     }
@@ -303,8 +315,13 @@ impl World {
     fn deliver(&mut self) {
         if let Some(message) = self.to_target.pop_front() {
             match message {
-                SourceMessage::Grant { epoch, run, .. } => {
-                    self.tell_target(TargetEvent::Grant { epoch, run });
+                SourceMessage::Grant {
+                    epoch,
+                    run,
+                    postcopy: early,
+                    ..
+                } => {
+                    self.tell_target(TargetEvent::Grant { epoch, run, early });
                 }
                 SourceMessage::Cancel { reason, .. } => {
                     self.tell_target(TargetEvent::Cancel(reason));
@@ -318,6 +335,10 @@ impl World {
                 TargetMessage::Blocked { blockers, .. } => SourceEvent::Blocked(blockers),
                 TargetMessage::Loaded { .. } => SourceEvent::Loaded,
                 TargetMessage::Failed { reason, .. } => SourceEvent::TargetFailed(reason),
+                TargetMessage::Taken { epoch, .. } => SourceEvent::Taken(epoch),
+                TargetMessage::ResumeReady { .. } => SourceEvent::ResumeReady,
+                TargetMessage::Complete { .. } => SourceEvent::Complete,
+                TargetMessage::Time { .. } => return,
                 TargetMessage::Activated { epoch, .. } => SourceEvent::Activated(epoch),
                 TargetMessage::HandBack { epoch, reason, .. } => {
                     SourceEvent::HandBack { epoch, reason }
@@ -446,7 +467,14 @@ fn a_grant_of_another_epoch_is_not_taken() {
     for epoch in [EPOCH, EPOCH.next().next()] {
         assert!(
             target
-                .step(TargetEvent::Grant { epoch, run: true }, &mut effects)
+                .step(
+                    TargetEvent::Grant {
+                        epoch,
+                        run: true,
+                        early: false
+                    },
+                    &mut effects
+                )
                 .is_err()
         );
     }
@@ -455,7 +483,8 @@ fn a_grant_of_another_epoch_is_not_taken() {
             .step(
                 TargetEvent::Grant {
                     epoch: EPOCH.next(),
-                    run: true
+                    run: true,
+                    early: false
                 },
                 &mut effects
             )
@@ -468,7 +497,7 @@ fn a_grant_of_another_epoch_is_not_taken() {
 fn a_cancel_waits_until_qemu_has_connected() {
     let cancels = |effects: &[SourceEffect]| effects.contains(&SourceEffect::CancelMigration);
     let mut effects = Vec::new();
-    let mut source = Source::begin(ID, VM, EPOCH, true, &mut effects);
+    let mut source = Source::begin(TERMS, &mut effects);
     source.step(SourceEvent::Prepared, &mut effects).unwrap();
     source.step(SourceEvent::Cancel, &mut effects).unwrap();
     assert!(!cancels(&effects));
@@ -479,7 +508,7 @@ fn a_cancel_waits_until_qemu_has_connected() {
     // A daemon that comes back looks first; until then it knows nothing.
     effects.clear();
     let sending = OutgoingStage::Sending;
-    let mut source = Source::recover(ID, VM, EPOCH, true, sending, &mut effects);
+    let mut source = Source::recover(TERMS, sending, &mut effects);
     assert!(cancels(&effects));
     effects.clear();
     let connecting = SourceEvent::Qemu(QemuMigration::Connecting);
@@ -492,7 +521,7 @@ fn a_cancel_waits_until_qemu_has_connected() {
 #[test]
 fn the_targets_reason_explains_a_broken_pipe() {
     let mut effects = Vec::new();
-    let mut source = Source::begin(ID, VM, EPOCH, true, &mut effects);
+    let mut source = Source::begin(TERMS, &mut effects);
     for event in [
         SourceEvent::Prepared,
         SourceEvent::Qemu(QemuMigration::Failed("broken pipe".into())),

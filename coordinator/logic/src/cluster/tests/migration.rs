@@ -271,9 +271,18 @@ fn a_dry_run_joins_what_placement_and_the_nodes_have_against_it() {
     ));
     let blocker =
         Problem::new(codes::MIGRATION_BLOCKED, "the disk is not shared").field("disks[0]");
-    bench.reply(&asked, Ok(NodeReply::Blockers(vec![blocker.clone()])));
+    bench.reply(
+        &asked,
+        Ok(NodeReply::Rehearsal {
+            blockers: vec![blocker.clone()],
+            forecast: None,
+        }),
+    );
     let (ticket, outcome) = bench.answers.remove(0);
-    let Ok(Answer::DryRun(DryRun { target, blockers })) = outcome else {
+    let Ok(Answer::DryRun(DryRun {
+        target, blockers, ..
+    })) = outcome
+    else {
         panic!("{outcome:?}");
     };
     assert_eq!((ticket, target), (Ticket(9), node("node-2")));
@@ -488,6 +497,7 @@ fn a_migration_without_a_record_is_taken_up() {
         started: bench.now,
         progress: MigrationProgress::default(),
         blackout: None,
+        figures: MigrationFigures::default(),
         failure: None,
         epoch: Epoch(1),
     };

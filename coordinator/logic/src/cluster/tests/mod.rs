@@ -21,8 +21,8 @@ use godwit_shared::model::capacity::EmulatorFacts;
 use godwit_shared::model::spec::{Accelerator, Architecture};
 use godwit_shared::model::{
     AgentState, Capacity, DomainReport, DomainState, Epoch, ExitReason, LifecycleCommand, MiB,
-    MigrationId, MigrationPhase, MigrationProgress, Millis, NodeFacts, NodeId, Problem, RunState,
-    TaskId, UnixMillis, VmId, VmSpec,
+    MigrationFigures, MigrationId, MigrationPhase, MigrationProgress, Millis, NodeFacts, NodeId,
+    Problem, RunState, TaskId, UnixMillis, VmId, VmSpec,
 };
 use godwit_shared::wire::document::Document;
 use godwit_shared::wire::uplink::{
@@ -441,6 +441,7 @@ impl Bench {
             started: self.now,
             progress: MigrationProgress::default(),
             blackout: (phase == MigrationPhase::Completed).then_some(Millis(23)),
+            figures: MigrationFigures::default(),
             failure: None,
             epoch: Epoch(epoch),
         }

@@ -121,7 +121,9 @@ impl Settling {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-    use godwit_shared::model::{Epoch, MigrationPhase, MigrationProgress, UnixMillis, VmId};
+    use godwit_shared::model::{
+        Epoch, MigrationFigures, MigrationPhase, MigrationProgress, UnixMillis, VmId,
+    };
 
     use super::*;
     use crate::testing::soon;
@@ -137,6 +139,7 @@ mod tests {
             started: UnixMillis(1),
             progress: MigrationProgress::default(),
             blackout: None,
+            figures: MigrationFigures::default(),
             failure: None,
             epoch: Epoch::FIRST,
         }

@@ -6,7 +6,7 @@ use godwit_shared::model::{
 
 use super::super::*;
 use super::world::{MIGRATION, World};
-use crate::handoff::{HandoffRecord, OutgoingRecord, OutgoingStage};
+use crate::handoff::{HandoffRecord, OutgoingRecord, OutgoingStage, Plan};
 use crate::qmp::status::RunStatus;
 
 fn exited(detail: &str, words: &str) -> Event {
@@ -360,6 +360,7 @@ fn what_was_granted_is_left_alone_after_a_restart() {
         },
         epoch: Epoch(1),
         run: true,
+        plan: Plan::default(),
         stage: OutgoingStage::Granted,
         started: godwit_shared::model::UnixMillis(1),
     });

@@ -241,6 +241,7 @@ impl World {
             started: UnixMillis(self.clock),
             progress: MigrationProgress::default(),
             blackout: None,
+            figures: MigrationFigures::default(),
             failure: None,
             epoch,
         };

@@ -1,11 +1,26 @@
 //! The source's side of a handoff.
+//!
+//! This file has the way forward; `ending` what ends or undoes a migration, and
+//! `postcopy` what is different once the guest runs on the target before all of
+//! its memory is there.
 
-use godwit_shared::model::{Epoch, MigrationId, MigrationPhase, Millis, Problem, VmId, codes};
+mod converge;
+mod ending;
+mod event;
+mod postcopy;
+
+use godwit_shared::model::{
+    Epoch, MigrationId, MigrationPhase, Millis, Postcopy, Problem, TimeoutAction, VmId, codes,
+};
 use godwit_shared::wire::peer::SourceMessage;
 use godwit_shared::wire::uplink::Verdict;
+use serde::{Deserialize, Serialize};
 
 use super::Rejected;
 use super::record::OutgoingStage;
+use converge::Convergence;
+
+pub use event::{Outcome, QemuMigration, SourceEffect, SourceEvent, Timer};
 
 /// How long the target may take to check, reserve and start its QEMU.
 const PREPARE_DEADLINE: Millis = Millis(40_000);
@@ -26,166 +41,101 @@ const SETUP_DEADLINE: Millis = Millis(1_000);
 /// How often that is waited for.
 const SETUP_WAITS: u8 = 10;
 
-/// QEMU's migration as QMP `MIGRATION` events tell it, as far as it matters here.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum QemuMigration {
-    /// `active`: memory is being sent.
-    Active,
-    /// `pre-switchover`: the guest is stopped and QEMU waits to be told to go on.
-    PreSwitchover,
-    /// `completed`: all was sent and the target's QEMU has loaded it.
-    Completed,
-    /// `failed`, with QEMU's words.
-    Failed(String),
-    /// `cancelled`.
-    Cancelled,
-    /// `none`: there is no migration (a look after a restart).
-    Idle,
-    /// `setup`: it connects, and must not be cancelled yet (a look after a
-    /// restart).
-    Connecting,
-}
-
-/// What a source can learn.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SourceEvent {
-    /// The target's QEMU waits.
-    Prepared,
-    /// The target cannot receive it, and why.
-    Blocked(Vec<Problem>),
-    /// The target has loaded everything.
-    Loaded,
-    /// The target gave up before any grant.
-    TargetFailed(Problem),
-    /// The target runs the CPUs at this epoch.
-    Activated(Epoch),
-    /// The target gives the right back; the source may take this epoch.
-    HandBack {
-        /// The grant's epoch plus one.
-        epoch: Epoch,
-        /// Why.
-        reason: Problem,
-    },
-    /// The word on the grant, from the target or relayed.
-    Verdict(Verdict),
-    /// The connection to the target ended.
-    LinkLost(Problem),
-    /// QEMU's migration changed.
-    Qemu(QemuMigration),
-    /// QEMU's process ended.
-    QemuGone(Problem),
-    /// The guest powered off or crashed of its own accord.
-    GuestEnded(Problem),
-    /// An operator calls it off.
-    Cancel,
-    /// [`SourceEffect::StartMigration`] or [`SourceEffect::ContinueMigration`] was refused.
-    CommandFailed(Problem),
-    /// [`SourceEffect::Journal`] is written.
-    Journaled(OutgoingStage),
-    /// It could not be.
-    JournalFailed(Problem),
-    /// [`SourceEffect::Stay`] is done: the guest is as it was before.
-    Stayed,
-    /// It is not.
-    StayFailed(Problem),
-    /// [`SourceEffect::Retire`] is done.
-    Retired,
-    /// A timer ran out.
-    Timeout(Timer),
-}
-
-/// What a source may wait for.
+/// What a migration is of, and on which terms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Timer {
-    /// The target's preparation.
-    Prepare,
-    /// The target's word that the CPUs run.
-    Activate,
-    /// The next question in doubt.
-    Ask,
-    /// QEMU's confirmation of a cancel.
-    Cancel,
-    /// The end of the switchover.
-    Switchover,
-    /// The target's word, before the operator is told that it does not come.
-    Doubt,
+pub struct Terms {
+    /// The migration.
+    pub migration: MigrationId,
+    /// The VM.
+    pub vm: VmId,
+    /// The epoch at which the source runs the domain.
+    pub epoch: Epoch,
+    /// Whether the CPUs shall run afterwards, wherever that is.
+    pub run: bool,
+    /// How it shall go.
+    pub plan: Plan,
 }
 
-/// What a source wants done.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SourceEffect {
-    /// Say this to the target over the migration's own connection, if it stands.
-    Send(SourceMessage),
-    /// Set capabilities and parameters and start QEMU's migration.
-    StartMigration,
-    /// QMP `migrate-continue`.
-    ContinueMigration,
-    /// QMP `migrate_cancel`; its end comes as [`SourceEvent::Qemu`].
-    CancelMigration,
-    /// Write the stage to the domain's record; answers [`SourceEvent::Journaled`].
-    Journal(OutgoingStage),
-    /// Show the domain as being in the handoff.
-    MarkInHandoff,
-    /// Ask the target over a fresh connection, and the coordinator beside it.
-    Ask,
-    /// Keep the domain at this epoch, and make sure that its CPUs run if they shall.
-    Stay {
-        /// The epoch to run at.
-        epoch: Epoch,
-    },
-    /// End QEMU; the domain is the target's at this epoch.
-    Retire {
-        /// The target's epoch.
-        epoch: Epoch,
-    },
-    /// Wake me after this time; a timer armed anew replaces the former.
-    Arm(Timer, Millis),
-    /// The phase changed.
-    Phase(MigrationPhase),
-    /// Something the operator should know while it goes on.
-    Alarm(Problem),
-    /// It is over; the connection may go.
-    Finish(Outcome),
+/// What of a migration's policy its source decides on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Plan {
+    /// Whether disks have to be mirrored.
+    pub mirrors: bool,
+    /// When the guest may be switched to post-copy.
+    pub postcopy: Postcopy,
+    /// How long it may take until it is switched over.
+    pub timeout: Option<Millis>,
+    /// What to do then.
+    pub timeout_action: TimeoutAction,
 }
 
-/// How a migration ended, for its source.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// The guest is the target's.
-    Completed,
-    /// The guest is the source's.
-    Failed {
-        /// The phase in which the cause came up.
-        phase: MigrationPhase,
-        /// The cause.
-        problem: Problem,
-    },
-    /// The guest is the source's because an operator wanted it so.
-    Cancelled,
+impl Plan {
+    /// Whether QEMU has to be prepared for post-copy.
+    pub fn allows_postcopy(&self) -> bool {
+        self.postcopy != Postcopy::Never
+            || (self.timeout.is_some() && self.timeout_action == TimeoutAction::Postcopy)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum State {
     Preparing,
+    Mirroring,
     Precopy,
-    Switchover { sent: bool, loaded: bool },
+    /// The guest stands still, and its mirrors are being finished.
+    Finishing,
+    Switchover {
+        sent: bool,
+        loaded: bool,
+    },
     Granting,
     Handoff,
     InDoubt,
-    TakingBack { resuming: bool },
+    /// The guest runs on the target, and its memory follows.
+    Pulling {
+        connected: bool,
+    },
+    TakingBack(TakingBack),
     Retiring,
-    Cancelling { waiting: bool },
+    Cancelling {
+        waiting: bool,
+    },
     Done,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum TakingBack {
+    /// The journal is being written.
+    Journaling,
+    /// QEMU's migration is being cancelled.
+    Cancelling,
+    /// The guest is being resumed.
+    Resuming,
+}
+
+/// How far the switch to post-copy is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Switching {
+    No,
+    /// [`SourceEffect::StartPostcopy`] was asked for.
+    Asked,
+    /// The guest stands still for it, by our own command.
+    Stopped,
 }
 
 /// The source of one migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    migration: MigrationId,
-    vm: VmId,
-    epoch: Epoch,
-    run: bool,
+    terms: Terms,
     state: State,
+    switching: Switching,
+    /// The right was granted before the device state was sent.
+    granted_early: bool,
+    convergence: Convergence,
+    /// The policy's time ran out before its action could be taken.
+    overdue: bool,
+    /// Why QEMU's migration ended after an early grant.
+    broken: Option<Problem>,
     /// Whether QEMU has a migration that has not ended.
     qemu_busy: bool,
     /// Whether QEMU may be told to cancel. Cancelled while it still connects
@@ -203,29 +153,19 @@ type Effects<'a> = &'a mut Vec<SourceEffect>;
 
 impl Source {
     /// A migration that begins: the caller sends `Prepare` itself, for it knows
-    /// the domain. `epoch` is the one at which the source runs the domain.
-    pub fn begin(
-        migration: MigrationId,
-        vm: VmId,
-        epoch: Epoch,
-        run: bool,
-        effects: Effects<'_>,
-    ) -> Self {
+    /// the domain.
+    pub fn begin(terms: Terms, effects: Effects<'_>) -> Self {
         effects.push(SourceEffect::Phase(MigrationPhase::Preparing));
         effects.push(SourceEffect::Arm(Timer::Prepare, PREPARE_DEADLINE));
-        Self::new(migration, vm, epoch, run, State::Preparing)
+        if let Some(timeout) = terms.plan.timeout {
+            effects.push(SourceEffect::Arm(Timer::Limit, timeout));
+        }
+        Self::new(terms, State::Preparing)
     }
 
     /// A migration found in the journal after the daemon was restarted.
-    pub fn recover(
-        migration: MigrationId,
-        vm: VmId,
-        epoch: Epoch,
-        run: bool,
-        stage: OutgoingStage,
-        effects: Effects<'_>,
-    ) -> Self {
-        let mut source = Self::new(migration, vm, epoch, run, State::Precopy);
+    pub fn recover(terms: Terms, stage: OutgoingStage, effects: Effects<'_>) -> Self {
+        let mut source = Self::new(terms, State::Precopy);
         match stage {
             OutgoingStage::Sending => {
                 source.qemu_busy = true;
@@ -236,24 +176,32 @@ impl Source {
                 source.give_up(restarted, effects);
             }
             OutgoingStage::Granted => source.doubt(effects),
+            OutgoingStage::GrantedEarly => {
+                source.granted_early = true;
+                source.qemu_busy = true;
+                source.doubt(effects);
+            }
             OutgoingStage::TakenBack => {
                 source.cause = Some((
                     MigrationPhase::Handoff,
                     Problem::new(codes::MIGRATION_FAILED, "the target did not take the guest"),
                 ));
-                source.resume(effects);
+                source.qemu_busy = true;
+                source.cancel_then_resume(effects);
             }
         }
         source
     }
 
-    fn new(migration: MigrationId, vm: VmId, epoch: Epoch, run: bool, state: State) -> Self {
+    fn new(terms: Terms, state: State) -> Self {
         Self {
-            migration,
-            vm,
-            epoch,
-            run,
+            terms,
             state,
+            switching: Switching::No,
+            granted_early: false,
+            convergence: Convergence::default(),
+            overdue: false,
+            broken: None,
             qemu_busy: false,
             cancellable: false,
             setup_waits: 0,
@@ -263,11 +211,15 @@ impl Source {
         }
     }
 
-    /// Whether the right to run was granted and its fate is open.
+    /// Whether the right to run was granted, and did not come back.
     pub fn is_granted(&self) -> bool {
         matches!(
             self.state,
-            State::Granting | State::Handoff | State::InDoubt
+            State::Granting
+                | State::Handoff
+                | State::InDoubt
+                | State::Pulling { .. }
+                | State::Retiring
         )
     }
 
@@ -278,7 +230,7 @@ impl Source {
 
     /// The epoch that a grant carries.
     pub fn granted_epoch(&self) -> Epoch {
-        self.epoch.next()
+        self.terms.epoch.next()
     }
 
     /// Takes one event in. A rejected event changed nothing.
@@ -287,6 +239,16 @@ impl Source {
             SourceEvent::Prepared => self.on_prepared(effects),
             SourceEvent::Blocked(blockers) => self.on_blocked(blockers, effects),
             SourceEvent::Loaded => self.on_loaded(effects),
+            SourceEvent::MirrorsReady => self.on_mirrors_ready(effects),
+            SourceEvent::MirrorsFinished => self.on_mirrors_finished(effects),
+            SourceEvent::MirrorFailed(problem) => self.on_trouble(problem, effects),
+            SourceEvent::Pass { number, remaining } => self.on_pass(number, remaining, effects),
+            SourceEvent::StoppedForPostcopy => self.on_stopped_for_postcopy(),
+            SourceEvent::SwitchToPostcopy => return self.on_switch_wanted(effects),
+            SourceEvent::Taken(epoch) => self.on_taken(epoch, effects),
+            SourceEvent::ResumeReady => self.on_resume_ready(effects),
+            SourceEvent::Complete => self.on_complete(effects),
+            SourceEvent::Resolve(decision) => return self.on_resolve(decision, effects),
             SourceEvent::Activated(epoch) => self.on_activated(epoch, effects),
             SourceEvent::HandBack { epoch, reason } => self.on_hand_back(epoch, reason, effects),
             SourceEvent::Verdict(verdict) => self.on_verdict(verdict, effects),
@@ -295,11 +257,7 @@ impl Source {
             SourceEvent::QemuGone(problem) => self.on_qemu_gone(problem, effects),
             SourceEvent::TargetFailed(problem) => self.on_target_failed(problem, effects),
             SourceEvent::GuestEnded(problem) => self.on_trouble(problem, effects),
-            SourceEvent::CommandFailed(problem) => {
-                // `migrate` may be what was refused: then `active` never comes.
-                self.cancel_qemu_at_last(effects);
-                self.on_trouble(problem, effects);
-            }
+            SourceEvent::CommandFailed(problem) => self.on_command_failed(problem, effects),
             SourceEvent::Cancel => return self.on_cancel(effects),
             SourceEvent::Journaled(stage) => return self.on_journaled(stage, effects),
             SourceEvent::JournalFailed(problem) => self.on_journal_failed(problem, effects),
@@ -315,6 +273,22 @@ impl Source {
         if self.state != State::Preparing {
             return;
         }
+        if self.terms.plan.mirrors {
+            self.state = State::Mirroring;
+            effects.push(SourceEffect::Phase(MigrationPhase::Disks));
+            effects.push(SourceEffect::StartMirrors);
+        } else {
+            self.send_memory(effects);
+        }
+    }
+
+    fn on_mirrors_ready(&mut self, effects: Effects<'_>) {
+        if self.state == State::Mirroring {
+            self.send_memory(effects);
+        }
+    }
+
+    fn send_memory(&mut self, effects: Effects<'_>) {
         self.state = State::Precopy;
         self.qemu_busy = true;
         effects.push(SourceEffect::Phase(MigrationPhase::Precopy));
@@ -336,7 +310,10 @@ impl Source {
             QemuMigration::Active => {
                 self.qemu_busy = true;
                 self.cancel_qemu_at_last(effects);
+                self.act_if_overdue(effects);
             }
+            QemuMigration::PostcopyActive => self.on_pulling(effects),
+            QemuMigration::PostcopyPaused => self.on_channels_broken(effects),
             QemuMigration::Connecting => self.on_connecting(effects),
             QemuMigration::PreSwitchover => self.on_pre_switchover(effects),
             QemuMigration::Completed => self.on_sent(effects),
@@ -357,18 +334,43 @@ impl Source {
     }
 
     fn on_pre_switchover(&mut self, effects: Effects<'_>) {
-        if self.state == State::Precopy {
+        if self.state != State::Precopy {
+            return;
+        }
+        effects.push(SourceEffect::Phase(MigrationPhase::Switchover));
+        effects.push(SourceEffect::Arm(Timer::Switchover, SWITCHOVER_DEADLINE));
+        if self.terms.plan.mirrors {
+            self.state = State::Finishing;
+            effects.push(SourceEffect::FinishMirrors);
+        } else {
+            self.leave(effects);
+        }
+    }
+
+    fn on_mirrors_finished(&mut self, effects: Effects<'_>) {
+        if self.state == State::Finishing {
+            self.leave(effects);
+        }
+    }
+
+    /// The guest stands still and its disks are done: the rest of its memory,
+    /// or in post-copy the right itself, goes over.
+    fn leave(&mut self, effects: Effects<'_>) {
+        if self.switching == Switching::Stopped {
+            self.granted_early = true;
+            self.state = State::Granting;
+            effects.push(SourceEffect::Journal(OutgoingStage::GrantedEarly));
+        } else {
             self.state = State::Switchover {
                 sent: false,
                 loaded: false,
             };
-            effects.push(SourceEffect::Phase(MigrationPhase::Switchover));
-            effects.push(SourceEffect::Arm(Timer::Switchover, SWITCHOVER_DEADLINE));
             effects.push(SourceEffect::ContinueMigration);
         }
     }
 
-    /// QEMU has sent everything. The right is still here.
+    /// QEMU has sent everything. Unless it was granted early, the right is
+    /// still here.
     fn on_sent(&mut self, effects: Effects<'_>) {
         self.qemu_busy = false;
         match self.state {
@@ -385,7 +387,9 @@ impl Source {
                 self.state = State::Switchover { sent: true, loaded };
                 self.grant_when_ready(effects);
             }
+            State::Pulling { .. } => self.retire(effects),
             State::Cancelling { waiting: true } => self.stay(effects),
+            State::TakingBack(TakingBack::Cancelling) => self.resume(effects),
             _ => {}
         }
     }
@@ -420,24 +424,27 @@ impl Source {
 
     fn on_journaled(&mut self, stage: OutgoingStage, effects: Effects<'_>) -> Result<(), Rejected> {
         match (stage, &self.state) {
-            (OutgoingStage::Granted, State::Granting) if self.link_lost => {
+            (OutgoingStage::Granted | OutgoingStage::GrantedEarly, State::Granting)
+                if self.link_lost =>
+            {
                 self.doubt(effects);
                 Ok(())
             }
-            (OutgoingStage::Granted, State::Granting) => {
+            (OutgoingStage::Granted | OutgoingStage::GrantedEarly, State::Granting) => {
                 self.state = State::Handoff;
                 effects.push(SourceEffect::Send(SourceMessage::Grant {
-                    migration: self.migration,
+                    migration: self.terms.migration,
                     epoch: self.granted_epoch(),
-                    run: self.run,
+                    run: self.terms.run,
+                    postcopy: self.granted_early,
                 }));
                 effects.push(SourceEffect::MarkInHandoff);
                 effects.push(SourceEffect::Phase(MigrationPhase::Handoff));
                 effects.push(SourceEffect::Arm(Timer::Activate, ACTIVATE_DEADLINE));
                 Ok(())
             }
-            (OutgoingStage::TakenBack, State::TakingBack { resuming: false }) => {
-                self.resume(effects);
+            (OutgoingStage::TakenBack, State::TakingBack(TakingBack::Journaling)) => {
+                self.cancel_then_resume(effects);
                 Ok(())
             }
             _ => Err(self.rejected(format!("journaled {stage:?}"))),
@@ -449,7 +456,7 @@ impl Source {
     fn on_journal_failed(&mut self, problem: Problem, effects: Effects<'_>) {
         match self.state {
             State::Granting => self.give_up(problem, effects),
-            State::TakingBack { resuming: false } => {
+            State::TakingBack(TakingBack::Journaling) => {
                 effects.push(SourceEffect::Alarm(problem));
                 self.doubt(effects);
             }
@@ -459,7 +466,16 @@ impl Source {
 
     fn on_activated(&mut self, epoch: Epoch, effects: Effects<'_>) {
         if epoch == self.granted_epoch() && matches!(self.state, State::Handoff | State::InDoubt) {
-            self.retire(effects);
+            self.on_running_there(effects);
+        }
+    }
+
+    /// The CPUs run on the target.
+    fn on_running_there(&mut self, effects: Effects<'_>) {
+        match self.broken.take() {
+            Some(problem) => self.lose_guest(problem, effects),
+            None if self.granted_early && self.qemu_busy => self.pull(effects),
+            None => self.retire(effects),
         }
     }
 
@@ -474,7 +490,7 @@ impl Source {
             return;
         }
         match verdict {
-            Verdict::Granted { running: true } => self.retire(effects),
+            Verdict::Granted { running: true } => self.on_running_there(effects),
             Verdict::Granted { running: false } => {}
             Verdict::Refused => {
                 let why = "the target did not take the grant";
@@ -490,23 +506,6 @@ impl Source {
         }
     }
 
-    fn take_back(&mut self, reason: Problem, effects: Effects<'_>) {
-        if matches!(self.state, State::Handoff | State::InDoubt) {
-            self.cause = Some((MigrationPhase::Handoff, reason));
-            self.state = State::TakingBack { resuming: false };
-            effects.push(SourceEffect::Phase(MigrationPhase::Cancelling));
-            effects.push(SourceEffect::Journal(OutgoingStage::TakenBack));
-        }
-    }
-
-    /// The journal says that the right is here again: run the guest.
-    fn resume(&mut self, effects: Effects<'_>) {
-        self.state = State::TakingBack { resuming: true };
-        effects.push(SourceEffect::Stay {
-            epoch: self.granted_epoch().next(),
-        });
-    }
-
     fn retire(&mut self, effects: Effects<'_>) {
         self.state = State::Retiring;
         effects.push(SourceEffect::Retire {
@@ -520,7 +519,7 @@ impl Source {
         }
         self.state = State::Done;
         effects.push(SourceEffect::Send(SourceMessage::Retired {
-            migration: self.migration,
+            migration: self.terms.migration,
         }));
         effects.push(SourceEffect::Phase(MigrationPhase::Completed));
         effects.push(SourceEffect::Finish(Outcome::Completed));
@@ -531,6 +530,7 @@ impl Source {
         self.link_lost = true;
         match self.state {
             State::Handoff => self.doubt(effects),
+            State::Pulling { .. } => self.on_channels_broken(effects),
             _ => self.on_trouble(problem, effects),
         }
     }
@@ -544,158 +544,6 @@ impl Source {
         effects.push(SourceEffect::Arm(Timer::Doubt, DOUBT_ALARM));
     }
 
-    /// The target's reason explains what QEMU could only call a broken pipe,
-    /// whichever of the two came first.
-    fn on_target_failed(&mut self, problem: Problem, effects: Effects<'_>) {
-        if let (State::Cancelling { .. }, Some((_, cause))) = (&self.state, &mut self.cause)
-            && cause.code == codes::MIGRATION_FAILED
-        {
-            let symptom = std::mem::replace(cause, problem);
-            cause.also.push(symptom);
-            return;
-        }
-        self.on_trouble(problem, effects);
-    }
-
-    /// Anything that ends a migration before its grant.
-    fn on_trouble(&mut self, problem: Problem, effects: Effects<'_>) {
-        if matches!(
-            self.state,
-            State::Preparing | State::Precopy | State::Switchover { .. }
-        ) {
-            self.give_up(problem, effects);
-        }
-    }
-
-    fn on_cancel(&mut self, effects: Effects<'_>) -> Result<(), Rejected> {
-        match self.state {
-            State::Preparing | State::Precopy | State::Switchover { .. } => {
-                let problem = Problem::new(
-                    codes::MIGRATION_CANCELLED,
-                    "an operator cancelled the migration",
-                );
-                self.give_up(problem, effects);
-                Ok(())
-            }
-            State::Cancelling { .. } => Ok(()),
-            _ => Err(self.rejected("cancel".to_owned())),
-        }
-    }
-
-    fn give_up(&mut self, problem: Problem, effects: Effects<'_>) {
-        let phase = self.phase();
-        effects.push(SourceEffect::Send(SourceMessage::Cancel {
-            migration: self.migration,
-            reason: problem.clone(),
-        }));
-        self.cause.get_or_insert((phase, problem));
-        effects.push(SourceEffect::Phase(MigrationPhase::Cancelling));
-        if self.qemu_busy && !self.qemu_gone {
-            self.state = State::Cancelling { waiting: true };
-            if self.cancellable {
-                cancel_qemu(effects);
-            } else {
-                effects.push(SourceEffect::Arm(Timer::Cancel, SETUP_DEADLINE));
-            }
-        } else {
-            self.stay(effects);
-        }
-    }
-
-    /// A cancel came too early: `active` or `failed` is waited for.
-    fn on_connecting(&mut self, effects: Effects<'_>) {
-        if self.state != (State::Cancelling { waiting: true }) {
-            return;
-        }
-        self.setup_waits += 1;
-        if self.setup_waits > SETUP_WAITS {
-            return self.stay(effects);
-        }
-        self.cancellable = false;
-        effects.push(SourceEffect::Arm(Timer::Cancel, SETUP_DEADLINE));
-    }
-
-    /// QEMU can be told to cancel from now on; it is, if that has waited.
-    fn cancel_qemu_at_last(&mut self, effects: Effects<'_>) {
-        let before = std::mem::replace(&mut self.cancellable, true);
-        if !before && self.state == (State::Cancelling { waiting: true }) {
-            cancel_qemu(effects);
-        }
-    }
-
-    fn stay(&mut self, effects: Effects<'_>) {
-        self.state = State::Cancelling { waiting: false };
-        effects.push(SourceEffect::Stay { epoch: self.epoch });
-    }
-
-    fn on_qemu_ended(&mut self, problem: Problem, effects: Effects<'_>) {
-        self.qemu_busy = false;
-        match self.state {
-            State::Cancelling { waiting: true } => self.stay(effects),
-            _ => self.on_trouble(problem, effects),
-        }
-    }
-
-    fn on_qemu_gone(&mut self, problem: Problem, effects: Effects<'_>) {
-        self.qemu_gone = true;
-        self.on_qemu_ended(problem, effects);
-    }
-
-    fn on_stayed(&mut self, effects: Effects<'_>) -> Result<(), Rejected> {
-        match self.state {
-            State::Cancelling { waiting: false } => {}
-            State::TakingBack { resuming: true } => {
-                let epoch = self.granted_epoch().next();
-                effects.push(SourceEffect::Send(SourceMessage::TakenBack {
-                    migration: self.migration,
-                    epoch,
-                }));
-            }
-            _ => return Err(self.rejected("stayed".to_owned())),
-        }
-        self.finish_failed(effects);
-        Ok(())
-    }
-
-    /// The guest could not be brought back to what it was: the domain's own
-    /// state says what it is now, and the migration is over all the same.
-    fn on_stay_failed(&mut self, problem: Problem, effects: Effects<'_>) -> Result<(), Rejected> {
-        match self.state {
-            State::Cancelling { waiting: false } | State::TakingBack { resuming: true } => {
-                if let Some((_, cause)) = &mut self.cause {
-                    cause.also.push(problem);
-                }
-                self.finish_failed(effects);
-                Ok(())
-            }
-            _ => Err(self.rejected("stay failed".to_owned())),
-        }
-    }
-
-    fn finish_failed(&mut self, effects: Effects<'_>) {
-        self.state = State::Done;
-        let (phase, problem) = self.cause.take().unwrap_or_else(|| {
-            (
-                MigrationPhase::Failed,
-                Problem::new(
-                    codes::MIGRATION_FAILED,
-                    "the migration ended without a cause",
-                ),
-            )
-        });
-        let outcome = if problem.code == codes::MIGRATION_CANCELLED {
-            Outcome::Cancelled
-        } else {
-            Outcome::Failed { phase, problem }
-        };
-        let phase = match outcome {
-            Outcome::Cancelled => MigrationPhase::Cancelled,
-            _ => MigrationPhase::Failed,
-        };
-        effects.push(SourceEffect::Phase(phase));
-        effects.push(SourceEffect::Finish(outcome));
-    }
-
     fn on_timeout(&mut self, timer: Timer, effects: Effects<'_>) {
         match (timer, &self.state) {
             (Timer::Prepare, State::Preparing) => {
@@ -703,7 +551,9 @@ impl Source {
                     .remedy("look at the target's log, then try again");
                 self.give_up(problem, effects);
             }
-            (Timer::Switchover, State::Switchover { .. }) => {
+            (Timer::Limit, _) => self.on_limit(effects),
+            (Timer::Reconnect, State::Pulling { connected: false }) => self.reconnect(effects),
+            (Timer::Switchover, State::Finishing | State::Switchover { .. }) => {
                 let problem = Problem::new(codes::TIMEOUT, "the switchover did not end in time")
                     .remedy("look at the target's QEMU log and its storage, then try again");
                 self.give_up(problem, effects);
@@ -726,6 +576,7 @@ impl Source {
             // QEMU does not answer: the domain shows that by itself. The right
             // never left, so keeping the domain is safe.
             (Timer::Cancel, State::Cancelling { waiting: true }) => self.stay(effects),
+            (Timer::Cancel, State::TakingBack(TakingBack::Cancelling)) => self.resume(effects),
             _ => {}
         }
     }
@@ -733,8 +584,8 @@ impl Source {
     /// Asks about the grant.
     pub fn query(&self) -> SourceMessage {
         SourceMessage::Query {
-            migration: self.migration,
-            vm: self.vm,
+            migration: self.terms.migration,
+            vm: self.terms.vm,
             epoch: self.granted_epoch(),
         }
     }
@@ -742,11 +593,16 @@ impl Source {
     fn phase(&self) -> MigrationPhase {
         match self.state {
             State::Preparing => MigrationPhase::Preparing,
+            State::Mirroring => MigrationPhase::Disks,
             State::Precopy => MigrationPhase::Precopy,
-            State::Switchover { .. } | State::Granting => MigrationPhase::Switchover,
+            State::Finishing | State::Switchover { .. } | State::Granting => {
+                MigrationPhase::Switchover
+            }
             State::Handoff | State::Retiring => MigrationPhase::Handoff,
             State::InDoubt => MigrationPhase::InDoubt,
-            State::TakingBack { .. } | State::Cancelling { .. } | State::Done => {
+            State::Pulling { connected: true } => MigrationPhase::Postcopy,
+            State::Pulling { connected: false } => MigrationPhase::PostcopyPaused,
+            State::TakingBack(_) | State::Cancelling { .. } | State::Done => {
                 MigrationPhase::Cancelling
             }
         }
@@ -758,9 +614,4 @@ impl Source {
             event,
         }
     }
-}
-
-fn cancel_qemu(effects: Effects<'_>) {
-    effects.push(SourceEffect::CancelMigration);
-    effects.push(SourceEffect::Arm(Timer::Cancel, CANCEL_DEADLINE));
 }

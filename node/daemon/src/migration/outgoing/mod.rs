@@ -1,34 +1,36 @@
 //! A migration that leaves this node: the effects of a [`Source`].
+//!
+//! This file has what is asked of QEMU, the journal and the domain; `link` the
+//! connection to the target; `inputs` everything that is learnt, in order.
+
+mod inputs;
+mod link;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
 use godwit_node_logic::handoff::{
-    HandoffRecord, Outcome, OutgoingRecord, OutgoingStage, QemuMigration, Source, SourceEffect,
-    SourceEvent, Timer,
+    HandoffRecord, Outcome, OutgoingRecord, OutgoingStage, Source, SourceEffect, SourceEvent,
+    Terms, Timer,
 };
-use godwit_shared::model::{
-    Epoch, MigrationId, MigrationPhase, MigrationPolicy, MigrationProgress, Problem, VmId, codes,
-};
-use godwit_shared::transport::{Probing, StreamKind};
-use godwit_shared::wire::document::Document;
-use godwit_shared::wire::peer::{Prepare, SourceMessage, TargetMessage};
+use godwit_shared::model::{Epoch, MigrationId, MigrationPolicy, Problem, VmId};
 use godwit_shared::wire::uplink::{Verdict, VerdictQuery};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tokio_util::sync::CancellationToken;
 
 use super::calls::{follow, record_handoff};
 use super::manager::{Ended, MigrationContext};
-use super::peer::{self, Closer, Dialled};
 use super::progress::Progress;
-use super::{qemu, relay};
+use super::{peer, qemu, relay};
 use crate::domain::DomainActor;
-use crate::domain::messages::{
-    DomainSignal, EndOutgoing, MarkInHandoff, OutgoingEnd, OutgoingFacts,
-};
+use crate::domain::messages::{EndOutgoing, MarkInHandoff, OutgoingEnd, OutgoingFacts};
+use inputs::Input;
+pub(super) use inputs::{Cancel, Resolve, Tune, Watch};
+use link::Link;
+pub(super) use link::prepare;
 
 /// How often an idle side asks the other's host for a sign of life.
 pub(super) const PROBE: Duration = Duration::from_millis(25);
@@ -48,6 +50,19 @@ pub(super) struct Departure {
     pub(super) manager: Recipient<Ended>,
 }
 
+impl Departure {
+    fn terms(&self) -> Terms {
+        let record = &self.record;
+        Terms {
+            migration: record.migration,
+            vm: self.vm,
+            epoch: record.epoch,
+            run: record.run,
+            plan: record.plan,
+        }
+    }
+}
+
 /// The actor of a migration that leaves.
 pub(super) struct Outgoing {
     departure: Departure,
@@ -60,17 +75,14 @@ pub(super) struct Outgoing {
     inputs: mpsc::UnboundedSender<Input>,
     queue: Option<mpsc::UnboundedReceiver<Input>>,
     link: Option<Link>,
+    /// Which connection is in use: what older ones still say does not count.
+    generation: u32,
+    /// An attempt to connect anew is under way.
+    reconnecting: bool,
     relay: Option<relay::Relay>,
     timers: HashMap<Timer, SpawnHandle>,
     watched: bool,
     asking: Asking,
-}
-
-/// The connection to the target while it stands.
-struct Link {
-    outbox: mpsc::UnboundedSender<SourceMessage>,
-    dialled: Arc<Dialled>,
-    _probing: Probing,
 }
 
 /// The ways on which a source in doubt asks.
@@ -89,19 +101,6 @@ struct Asking {
     relayed: bool,
 }
 
-/// Everything that an [`Outgoing`] learns, in order.
-pub(super) enum Input {
-    Event(SourceEvent),
-    Signal(DomainSignal),
-    Connected(Dialled, mpsc::UnboundedSender<SourceMessage>),
-    Message(TargetMessage),
-    Sampled(MigrationProgress),
-    /// Something the operator should know.
-    Alarm(Problem),
-    /// A question is through, with or without a word.
-    Asked(Way),
-}
-
 impl Outgoing {
     /// A migration that begins.
     pub(super) fn begin(
@@ -110,29 +109,15 @@ impl Outgoing {
         policy: MigrationPolicy,
     ) -> Self {
         let mut effects = Vec::new();
-        let record = &departure.record;
-        let source = Source::begin(
-            record.migration,
-            departure.vm,
-            record.epoch,
-            record.run,
-            &mut effects,
-        );
+        let source = Source::begin(departure.terms(), &mut effects);
         Self::new(departure, Some((facts, policy)), source, effects)
     }
 
     /// A migration found in the journal.
     pub(super) fn recover(departure: Departure) -> Self {
         let mut effects = Vec::new();
-        let record = &departure.record;
-        let source = Source::recover(
-            record.migration,
-            departure.vm,
-            record.epoch,
-            record.run,
-            record.stage,
-            &mut effects,
-        );
+        let (terms, stage) = (departure.terms(), departure.record.stage);
+        let source = Source::recover(terms, stage, &mut effects);
         Self::new(departure, None, source, effects)
     }
 
@@ -163,6 +148,8 @@ impl Outgoing {
             inputs,
             queue: Some(queue),
             link: None,
+            generation: 0,
+            reconnecting: false,
             relay: None,
             timers: HashMap::new(),
             watched: false,
@@ -203,8 +190,14 @@ impl Outgoing {
                     let _ = link.outbox.send(message);
                 }
             }
+            SourceEffect::StartMirrors | SourceEffect::FinishMirrors => {}
             SourceEffect::StartMigration => self.start_migration(),
+            SourceEffect::StartPostcopy => self.start_postcopy(),
+            SourceEffect::StopGuest => self.tell_qemu("stop", serde_json::Value::Null),
+            SourceEffect::HurryUp => self.hurry_up(),
             SourceEffect::ContinueMigration => self.continue_migration(),
+            SourceEffect::Reconnect => self.reconnect(),
+            SourceEffect::ResumeMigration => self.resume_migration(),
             SourceEffect::CancelMigration => self.cancel_migration(),
             SourceEffect::Journal(stage) => self.journal(stage),
             SourceEffect::MarkInHandoff => self.mark_in_handoff(),
@@ -221,6 +214,8 @@ impl Outgoing {
             }
             SourceEffect::Phase(phase) => self.progress.enter(phase),
             SourceEffect::Alarm(problem) => self.progress.alarm(problem),
+            SourceEffect::Stalled => self.progress.stalled(),
+            SourceEffect::GuestLost(problem) => self.progress.guest_lost(problem),
             SourceEffect::Finish(outcome) => self.finish(&outcome, ctx),
         }
     }
@@ -235,63 +230,79 @@ impl Outgoing {
         });
     }
 
-    /// Dials the target and asks it to prepare.
-    fn connect(&mut self) {
-        let Some((facts, policy)) = &self.begin else {
+    fn start_migration(&mut self) {
+        let Some((_, policy)) = &self.begin else {
             return;
         };
-        let prepare = match prepare(&self.departure, facts, policy, false) {
-            Ok(prepare) => prepare,
+        let policy = policy.clone();
+        self.over_channels(|domain, socket| async move {
+            qemu::start_outgoing(&domain, &policy, &socket).await
+        });
+    }
+
+    /// Post-copy, after a lost connection: what is left goes over the new one.
+    fn resume_migration(&mut self) {
+        self.over_channels(|domain, socket| async move {
+            qemu::resume_outgoing(&domain, &socket).await
+        });
+    }
+
+    /// Lets QEMU's channels out on the connection, and does what makes QEMU
+    /// connect them.
+    fn over_channels<W>(&mut self, work: impl FnOnce(Addr<DomainActor>, PathBuf) -> W)
+    where
+        W: Future<Output = Result<(), Problem>> + 'static,
+    {
+        let Some(link) = &self.link else {
+            return;
+        };
+        let context = &self.departure.context;
+        let socket = context.socket(self.migration());
+        match relay::Relay::of_source(context, &socket, link.connection()) {
+            Ok(relay) => self.relay = Some(relay),
             Err(problem) => {
                 return self.beside(async { Some(SourceEvent::CommandFailed(problem)) });
             }
-        };
-        let context = Arc::clone(&self.departure.context);
-        let target = self.departure.record.target.clone();
-        let inputs = self.inputs.clone();
-        actix::spawn(async move {
-            if let Err(problem) = converse(&context, &target, prepare, &inputs).await {
-                let _ = inputs.send(Input::Event(SourceEvent::LinkLost(problem)));
+        }
+        let work = work(self.departure.domain.clone(), socket);
+        self.beside(async move { work.await.err().map(SourceEvent::CommandFailed) });
+    }
+
+    /// Stops the guest first (see the logic's `postcopy`), and only when QEMU
+    /// was still sending memory then, lets it switch.
+    fn start_postcopy(&self) {
+        let (domain, inputs) = (self.departure.domain.clone(), self.inputs.clone());
+        self.beside(async move {
+            let stopped = qemu::stop_for_postcopy(&domain).await;
+            match stopped {
+                Ok(true) => {
+                    let _ = inputs.send(Input::Event(SourceEvent::StoppedForPostcopy));
+                    let null = serde_json::Value::Null;
+                    let told = qemu::execute(&domain, "migrate-start-postcopy", null).await;
+                    told.err().map(SourceEvent::CommandFailed)
+                }
+                // It switches over by itself.
+                Ok(false) => None,
+                Err(problem) => Some(SourceEvent::CommandFailed(problem)),
             }
         });
     }
 
-    fn start_migration(&mut self) {
-        let (Some(link), Some((_, policy))) = (&self.link, &self.begin) else {
-            return;
-        };
-        let socket = self
-            .departure
-            .context
-            .socket(self.departure.record.migration);
-        let listener = match listen_at(&socket) {
-            Ok(listener) => listener,
-            Err(problem) => {
-                return self.beside(async { Some(SourceEvent::CommandFailed(problem)) });
-            }
-        };
-        let stop = CancellationToken::new();
-        self.departure.context.runtime.spawn(relay::serve_source(
-            listener,
-            link.dialled.connection.clone(),
-            stop.clone(),
-        ));
-        self.relay = Some(relay::Relay {
-            stop,
-            socket: socket.clone(),
-        });
-        let (domain, policy) = (self.departure.domain.clone(), policy.clone());
-        self.beside(async move {
-            let started = qemu::start_outgoing(&domain, &policy, &socket).await;
-            started.err().map(SourceEvent::CommandFailed)
-        });
+    fn hurry_up(&self) {
+        let arguments = serde_json::json!({ "downtime-limit": qemu::LONGEST_DOWNTIME.0 });
+        self.tell_qemu("migrate-set-parameters", arguments);
     }
 
     fn continue_migration(&self) {
-        let domain = self.departure.domain.clone();
         let arguments = serde_json::json!({ "state": "pre-switchover" });
+        self.tell_qemu("migrate-continue", arguments);
+    }
+
+    /// A command whose refusal ends the migration.
+    fn tell_qemu(&self, command: &'static str, arguments: serde_json::Value) {
+        let domain = self.departure.domain.clone();
         self.beside(async move {
-            let told = qemu::execute(&domain, "migrate-continue", arguments).await;
+            let told = qemu::execute(&domain, command, arguments).await;
             told.err().map(SourceEvent::CommandFailed)
         });
     }
@@ -423,93 +434,6 @@ impl Outgoing {
         Ended(self.migration()).tell(&self.departure.manager);
         ctx.stop();
     }
-
-    fn on_signal(&mut self, signal: DomainSignal, ctx: &mut Context<Self>) {
-        match signal {
-            DomainSignal::Qmp(event) => self.on_qmp(&event, ctx),
-            DomainSignal::Exited(reason) => {
-                let problem = Problem::new(
-                    codes::QEMU_GONE,
-                    format!("the source's QEMU ended: {reason}"),
-                )
-                .remedy("look at the VM's QEMU log");
-                self.step(SourceEvent::QemuGone(problem), ctx);
-            }
-            DomainSignal::QmpLost => {
-                let problem =
-                    Problem::new(codes::QEMU_GONE, "the source's QEMU closed its QMP session");
-                self.step(SourceEvent::CommandFailed(problem), ctx);
-            }
-        }
-    }
-
-    fn on_qmp(&mut self, event: &godwit_node_logic::qmp::Event, ctx: &mut Context<Self>) {
-        match event.name.as_str() {
-            "STOP" => self.progress.guest_stopped(event.timestamp),
-            "MIGRATION_PASS" => {
-                let pass = event
-                    .data
-                    .get("pass")
-                    .and_then(serde_json::Value::as_u64)
-                    .unwrap_or(0);
-                self.progress.pass(u32::try_from(pass).unwrap_or(u32::MAX));
-            }
-            "SHUTDOWN" | "GUEST_PANICKED" => {
-                let problem = Problem::new(
-                    codes::MIGRATION_FAILED,
-                    "the guest ended while it was moved",
-                );
-                self.step(SourceEvent::GuestEnded(problem), ctx);
-            }
-            _ => match qemu::meaning(event) {
-                Some(QemuMigration::Failed(_)) => self.fetch_failure(),
-                Some(change) => self.step(SourceEvent::Qemu(change), ctx),
-                None => {}
-            },
-        }
-    }
-
-    fn fetch_failure(&mut self) {
-        self.progress.trouble();
-        let domain = self.departure.domain.clone();
-        self.beside(async move {
-            let words = qemu::failure(&domain).await;
-            Some(SourceEvent::Qemu(QemuMigration::Failed(words)))
-        });
-    }
-
-    fn on_message(&mut self, message: TargetMessage, ctx: &mut Context<Self>) {
-        if message.migration() != self.migration() {
-            tracing::warn!(migration = %self.migration(), other = %message.migration(), "a message for another migration");
-            return;
-        }
-        let event = match message {
-            TargetMessage::Prepared { .. } => SourceEvent::Prepared,
-            TargetMessage::Blocked { blockers, .. } => SourceEvent::Blocked(blockers),
-            TargetMessage::Loaded { .. } => SourceEvent::Loaded,
-            TargetMessage::Failed { reason, .. } => SourceEvent::TargetFailed(reason),
-            TargetMessage::Activated { epoch, .. } => {
-                self.progress.activated();
-                SourceEvent::Activated(epoch)
-            }
-            TargetMessage::HandBack { epoch, reason, .. } => {
-                SourceEvent::HandBack { epoch, reason }
-            }
-            TargetMessage::Verdict { verdict, .. } => SourceEvent::Verdict(verdict),
-        };
-        self.step(event, ctx);
-    }
-
-    fn sample_if_watched(&self) {
-        if self.watched && self.progress.phase() == MigrationPhase::Precopy {
-            let (domain, inputs) = (self.departure.domain.clone(), self.inputs.clone());
-            actix::spawn(async move {
-                if let Ok(sample) = qemu::sample(&domain).await {
-                    let _ = inputs.send(Input::Sampled(sample));
-                }
-            });
-        }
-    }
 }
 
 impl Actor for Outgoing {
@@ -533,132 +457,9 @@ impl Actor for Outgoing {
     }
 }
 
-impl StreamHandler<Input> for Outgoing {
-    fn handle(&mut self, input: Input, ctx: &mut Context<Self>) {
-        match input {
-            Input::Event(event) => self.step(event, ctx),
-            Input::Signal(signal) => self.on_signal(signal, ctx),
-            Input::Message(message) => self.on_message(message, ctx),
-            Input::Sampled(sample) => self.progress.sampled(sample),
-            Input::Alarm(problem) => self.progress.alarm(problem),
-            Input::Asked(Way::Direct) => self.asking.direct = false,
-            Input::Asked(Way::Relayed) => self.asking.relayed = false,
-            Input::Connected(dialled, outbox) => {
-                let probing = dialled.connection.probe_every(PROBE);
-                self.link = Some(Link {
-                    outbox,
-                    dialled: Arc::new(dialled),
-                    _probing: probing,
-                });
-            }
-        }
-    }
-}
-
-/// An operator calls it off.
-#[derive(Message)]
-#[rtype(result = "Result<(), Problem>")]
-pub(super) struct Cancel;
-
-impl Handler<Cancel> for Outgoing {
-    type Result = Result<(), Problem>;
-
-    fn handle(&mut self, _: Cancel, ctx: &mut Context<Self>) -> Self::Result {
-        if self.source.is_granted() || self.progress.phase() == MigrationPhase::Handoff {
-            return Err(Problem::new(
-                codes::STATE_CONFLICT,
-                "the right to run the guest has been handed over: it can no longer be cancelled",
-            )
-            .remedy("wait for it to end, then move the VM back"));
-        }
-        if self.took(SourceEvent::Cancel, ctx) {
-            Ok(())
-        } else {
-            Err(
-                Problem::new(codes::STATE_CONFLICT, "the migration is about to end")
-                    .remedy("show it in a moment"),
-            )
-        }
-    }
-}
-
-/// Whether somebody watches.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(super) struct Watch(pub(super) bool);
-
-impl Handler<Watch> for Outgoing {
-    type Result = ();
-
-    fn handle(&mut self, watch: Watch, _: &mut Context<Self>) {
-        self.watched = watch.0;
-        self.sample_if_watched();
-    }
-}
-
-/// What the target is asked.
-pub(super) fn prepare(
-    departure: &Departure,
-    facts: &OutgoingFacts,
-    policy: &MigrationPolicy,
-    dry_run: bool,
-) -> Result<SourceMessage, Problem> {
-    Ok(SourceMessage::Prepare(Prepare {
-        migration: departure.record.migration,
-        vm: departure.vm,
-        spec: Document::of(&facts.spec)?,
-        epoch: facts.epoch,
-        policy: policy.clone(),
-        dry_run,
-        machine: facts.machine.clone(),
-        accelerator: facts.accelerator.clone(),
-        cpu_model: facts.cpu_model.clone(),
-        qemu_version: facts.qemu_version.clone(),
-    }))
-}
-
-/// Opens the control stream, sends the first message and reads from then on.
-async fn converse(
-    context: &MigrationContext,
-    target: &godwit_shared::wire::uplink::Member,
-    prepare: SourceMessage,
-    inputs: &mpsc::UnboundedSender<Input>,
-) -> Result<(), Problem> {
-    let dialled = peer::dial(context, target).await?;
-    let connection = dialled.connection.clone();
-    let broken = |e: godwit_shared::transport::StreamError| {
-        Problem::new(codes::CONNECTION_LOST, e.to_string())
-    };
-    let (sender, receiver) = connection.open(StreamKind::Control).await.map_err(broken)?;
-    let outbox = peer::outbox(sender.into_messages(), connection.clone(), Closer::Here);
-    let _ = outbox.send(prepare);
-    let _ = inputs.send(Input::Connected(dialled, outbox));
-    let take = |message| {
-        let _ = inputs.send(Input::Message(message));
-    };
-    let end = peer::listen(receiver.into_messages(), connection, take).await;
-    Err(end)
-}
-
 async fn let_go(domain: &Addr<DomainActor>, end: OutgoingEnd) -> Result<(), Problem> {
     domain
         .send(EndOutgoing(end))
         .await
         .unwrap_or_else(|_| Err(qemu::actor_gone()))
-}
-
-fn listen_at(socket: &std::path::Path) -> Result<std::os::unix::net::UnixListener, Problem> {
-    let failed = |e: std::io::Error| {
-        let path = socket.display().to_string();
-        Problem::new(
-            codes::HOST_IO,
-            format!("QEMU's migration socket `{path}`: {e}"),
-        )
-        .value(path)
-        .remedy("make the run directory writable, and its path shorter than 80 bytes")
-    };
-    let _ = std::fs::remove_file(socket);
-    let listener = std::os::unix::net::UnixListener::bind(socket).map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    Ok(listener)
 }
