@@ -359,8 +359,8 @@ impl Cluster {
 
     /// Ends a migration whose source cannot be expected to report its end:
     ///
-    /// * the right has passed to the target, and the source is away or has
-    ///   forgotten it: completed;
+    /// * the right has passed to the target, and the source has forgotten it, or
+    ///   is away with nothing that the guest still needs: completed;
     /// * the source has forgotten it and has the guest as its own: failed;
     /// * the source has forgotten it, has no guest, and neither has the target,
     ///   which is connected: failed.
@@ -380,7 +380,9 @@ impl Cluster {
         let source_up = self.is_up(source);
         let passed = vm.owner.as_ref() == Some(target) && vm.epoch > record.epoch;
         let lost = known.source == Knowledge::Lost;
-        if passed && (lost || !source_up) {
+        // In post-copy the source still has pages, and comes back with them.
+        let needed = record.policy.allows_postcopy();
+        if passed && (lost || (!source_up && !needed)) {
             return self.assume_end(turn, id, MigrationPhase::Completed, None);
         }
         if passed || !lost || !source_up {

@@ -29,7 +29,10 @@ impl Cluster {
                     "nothing is left to cancel",
                 ));
             }
-            MigrationPhase::Handoff | MigrationPhase::InDoubt => {
+            MigrationPhase::Handoff
+            | MigrationPhase::InDoubt
+            | MigrationPhase::Postcopy
+            | MigrationPhase::PostcopyPaused => {
                 return Err(conflict(
                     format!(
                         "the right to run {name} was granted to {} already",

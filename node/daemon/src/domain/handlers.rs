@@ -242,6 +242,15 @@ impl Handler<BeginOutgoing> for DomainActor {
     type Result = Result<OutgoingFacts, Problem>;
 
     fn handle(&mut self, message: BeginOutgoing, ctx: &mut Self::Context) -> Self::Result {
+        if self
+            .record
+            .handoff
+            .as_ref()
+            .is_some_and(HandoffRecord::needs_source)
+        {
+            let busy = "the guest's memory is still coming from another node";
+            return Err(Problem::new(codes::BUSY, busy).remedy("wait until it is all here"));
+        }
         let wanted = self.machine.wanted();
         let run = self.record.run.clone();
         let run = run.ok_or_else(|| {

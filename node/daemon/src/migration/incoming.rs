@@ -52,7 +52,10 @@ pub(super) struct Incoming {
     /// Which connection is in use: what older ones still say does not count.
     generation: u32,
     relay: Option<relay::Relay>,
-    /// QEMU has to notice first that its channels are gone.
+    /// QEMU has noticed that its channels are gone, by its own events: in a
+    /// broken post-copy its main loop may hang, and nothing else can be asked.
+    broken: bool,
+    /// It has to notice that first.
     recovery_waits: bool,
     /// When the CPUs began to run, by QEMU's event, in microseconds.
     resumed_us: Option<u64>,
@@ -93,8 +96,8 @@ pub(super) enum Input {
     Message(u32, SourceMessage),
     /// It has ended.
     LinkLost(u32, Problem),
-    /// Post-copy: how QEMU stands that shall receive the rest.
-    Broken(Option<QemuMigration>),
+    /// After a restart of the daemon: how QEMU's migration stands.
+    Looked(QemuMigration),
     /// QEMU was started, or not.
     Started(Result<Addr<DomainActor>, Problem>),
 }
@@ -169,6 +172,7 @@ impl Incoming {
             link: None,
             generation: 0,
             relay: None,
+            broken: false,
             recovery_waits: false,
             resumed_us: None,
             questions: Vec::new(),
@@ -372,50 +376,61 @@ impl Incoming {
         let Some(domain) = self.domain.clone() else {
             return;
         };
-        self.beside(async move {
+        let inputs = self.inputs.clone();
+        actix::spawn(async move {
             match qemu::look(&domain).await {
-                Ok(Some(QemuMigration::Completed)) => Some(TargetEvent::Loaded),
-                Ok(Some(QemuMigration::PostcopyActive | QemuMigration::PostcopyPaused)) => {
-                    Some(TargetEvent::Listening)
-                }
-                Ok(_) => None,
+                Ok(Some(state)) => drop(inputs.send(Input::Looked(state))),
+                Ok(None) => {}
                 Err(problem) => {
                     tracing::warn!(%problem, "QEMU does not say how its migration stands");
-                    None
                 }
             }
         });
     }
 
-    /// Post-copy: the channels' ends that are left go, so that QEMU notices.
+    /// QEMU's migration changed, or was found so.
+    fn on_qemu(&mut self, state: &QemuMigration, ctx: &mut Context<Self>) {
+        match state {
+            QemuMigration::Completed => self.step(TargetEvent::Loaded, ctx),
+            QemuMigration::PostcopyActive => {
+                self.broken = false;
+                self.step(TargetEvent::Listening, ctx);
+            }
+            QemuMigration::PostcopyPaused => {
+                self.broken = true;
+                self.step(TargetEvent::Listening, ctx);
+                if self.recovery_waits {
+                    self.listen_again();
+                }
+            }
+            QemuMigration::Failed(_) => {
+                let problem = Problem::new(
+                    codes::MIGRATION_FAILED,
+                    "the target's QEMU could not load the guest",
+                )
+                .remedy("look at the target's QEMU log");
+                self.step(TargetEvent::LoadFailed(problem), ctx);
+            }
+            _ => {}
+        }
+    }
+
+    /// Post-copy: the channels' ends that are left go, so that QEMU notices;
+    /// when it has, it is made to wait for new ones.
     fn recover_qemu(&mut self) {
         self.relay = None;
+        if self.broken {
+            return self.listen_again();
+        }
+        self.recovery_waits = true;
         let Some(domain) = self.domain.clone() else {
             return;
         };
-        let inputs = self.inputs.clone();
         actix::spawn(async move {
-            match qemu::pause_postcopy(&domain).await {
-                Ok(state) => {
-                    let _ = inputs.send(Input::Broken(state));
-                }
-                Err(problem) => {
-                    tracing::warn!(%problem, "QEMU does not say how its post-copy stands");
-                }
+            if let Err(problem) = qemu::pause_postcopy(&domain).await {
+                tracing::debug!(%problem, "QEMU is not told that its channels are gone");
             }
         });
-    }
-
-    fn on_broken(&mut self, state: Option<QemuMigration>, ctx: &mut Context<Self>) {
-        match state {
-            Some(QemuMigration::PostcopyPaused) => self.listen_again(),
-            Some(QemuMigration::Completed) => {
-                self.step(TargetEvent::Loaded, ctx);
-                self.step(TargetEvent::Resume, ctx);
-            }
-            // It will say when it has noticed.
-            _ => self.recovery_waits = true,
-        }
     }
 
     /// QEMU waits for the channels, and the new connection carries them to it.
@@ -547,20 +562,11 @@ impl Incoming {
             DomainSignal::Qmp(event) if event.name == "RESUME" => {
                 self.resumed_us = Some(event.timestamp);
             }
-            DomainSignal::Qmp(event) => match qemu::meaning(&event) {
-                Some(QemuMigration::Completed) => self.step(TargetEvent::Loaded, ctx),
-                Some(QemuMigration::PostcopyActive) => self.step(TargetEvent::Listening, ctx),
-                Some(QemuMigration::PostcopyPaused) if self.recovery_waits => self.listen_again(),
-                Some(QemuMigration::Failed(_)) => {
-                    let problem = Problem::new(
-                        codes::MIGRATION_FAILED,
-                        "the target's QEMU could not load the guest",
-                    )
-                    .remedy("look at the target's QEMU log");
-                    self.step(TargetEvent::LoadFailed(problem), ctx);
+            DomainSignal::Qmp(event) => {
+                if let Some(state) = qemu::meaning(&event) {
+                    self.on_qemu(&state, ctx);
                 }
-                _ => {}
-            },
+            }
             DomainSignal::Exited(reason) => self.step(TargetEvent::QemuGone(ended(&reason)), ctx),
             DomainSignal::QmpLost => {
                 let problem =
@@ -657,7 +663,7 @@ impl StreamHandler<Input> for Incoming {
                 self.step(TargetEvent::LinkLost(problem), ctx);
             }
             Input::Message(..) | Input::LinkLost(..) => {}
-            Input::Broken(state) => self.on_broken(state, ctx),
+            Input::Looked(state) => self.on_qemu(&state, ctx),
             Input::Started(started) => self.on_started(started, ctx),
         }
     }

@@ -157,17 +157,23 @@ pub(super) async fn recover_incoming(
     }
 }
 
-/// Where the post-copy stands; one that still believes in its channels is told
-/// that they are gone, and says so by an event.
-pub(super) async fn pause_postcopy(
+/// Where the source's post-copy stands; one that still believes in its channels
+/// is told that they are gone, and says so by an event.
+pub(super) async fn pause_outgoing(
     domain: &Addr<DomainActor>,
 ) -> Result<Option<QemuMigration>, Problem> {
     let state = look(domain).await?;
     if state == Some(QemuMigration::PostcopyActive) {
-        execute(domain, "migrate-pause", Value::Null).await?;
+        pause_postcopy(domain).await?;
         return Ok(None);
     }
     Ok(state)
+}
+
+/// Tells QEMU that its channels are gone.
+pub(super) async fn pause_postcopy(domain: &Addr<DomainActor>) -> Result<(), Problem> {
+    execute(domain, "migrate-pause", Value::Null).await?;
+    Ok(())
 }
 
 /// One look at QEMU's migration, after a lost connection or a restart.

@@ -122,11 +122,11 @@ async fn converse(child: &mut Child, commands: &[Command]) -> Result<Vec<Value>,
     let (Some(mut to), Some(mut from)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(Failure::Ended("its pipes are closed".to_owned()));
     };
-    let negotiate = Command::capabilities();
+    let negotiate = Command::capabilities(false);
     let all = std::iter::once(&negotiate).chain(commands);
     let mut text: Vec<u8> = Vec::new();
     for (id, command) in (0..).zip(all) {
-        text.extend(command.line(CommandId(id)));
+        text.extend(command.line(CommandId(id), false));
     }
     let wrote = to.write_all(&text).await;
     let mut codec = Codec::new();
@@ -142,7 +142,7 @@ async fn converse(child: &mut Child, commands: &[Command]) -> Result<Vec<Value>,
         }
     }
     let _ = to
-        .write_all(&Command::quit().line(CommandId(u64::MAX)))
+        .write_all(&Command::quit().line(CommandId(u64::MAX), false))
         .await;
     let _ = child.wait().await;
     Ok(answers.into_iter().skip(1).flatten().collect())

@@ -37,6 +37,8 @@ pub struct Session {
     lines: mpsc::Sender<Vec<u8>>,
     waiting: Arc<Mutex<Waiting>>,
     next: Arc<AtomicU64>,
+    /// Commands may be sent out of band.
+    oob: bool,
 }
 
 #[derive(Debug, Default)]
@@ -75,10 +77,11 @@ impl Session {
         let (events, receiver) = mpsc::channel(EVENTS);
         let (greet, greeted) = oneshot::channel();
         let waiting = Arc::new(Mutex::new(Waiting::default()));
-        let session = Self {
+        let mut session = Self {
             lines,
             waiting: Arc::clone(&waiting),
             next: Arc::default(),
+            oob: false,
         };
         tokio::spawn(write(to, queued));
         let reader = Reader {
@@ -93,7 +96,9 @@ impl Session {
         let greeting = greeted
             .await
             .map_err(|_| gone("it closed the QMP session before it greeted"))?;
-        session.send(&Command::capabilities()).await?;
+        let oob = greeting.offers_oob();
+        session.send(&Command::capabilities(oob)).await?;
+        session.oob = oob;
         Ok((session, greeting, receiver))
     }
 
@@ -129,7 +134,7 @@ impl Session {
             waiting: &self.waiting,
             id,
         };
-        if self.lines.send(command.line(id)).await.is_err() {
+        if self.lines.send(command.line(id, self.oob)).await.is_err() {
             return Err(gone("its QMP session is closed"));
         }
         let outcome = replied

@@ -18,6 +18,13 @@ pub enum HandoffRecord {
 }
 
 impl HandoffRecord {
+    /// Whether the domain runs here, in post-copy, on memory that its source
+    /// still has to send.
+    pub fn needs_source(&self) -> bool {
+        let pulling = IncomingStage::Running { complete: false };
+        matches!(self, Self::Incoming(record) if record.stage == pulling)
+    }
+
     /// The migration that it is of.
     pub fn migration(&self) -> MigrationId {
         match self {

@@ -24,9 +24,21 @@ impl Command {
         Self::new(name, Value::Null)
     }
 
-    /// Ends the negotiation; without it QEMU takes no other command.
-    pub const fn capabilities() -> Self {
-        Self::plain("qmp_capabilities")
+    /// Ends the negotiation; without it QEMU takes no other command. `oob` asks
+    /// for commands that overtake others.
+    pub fn capabilities(oob: bool) -> Self {
+        if oob {
+            Self::new("qmp_capabilities", json!({ "enable": ["oob"] }))
+        } else {
+            Self::plain("qmp_capabilities")
+        }
+    }
+
+    /// Whether QEMU can carry it out while its main loop hangs (`allow-oob` in
+    /// its schema). In a broken post-copy it does: it waits for a page that only
+    /// these commands can bring.
+    fn may_overtake(&self) -> bool {
+        matches!(self.name, "migrate-recover" | "migrate-pause")
     }
 
     /// Run the CPUs.
@@ -74,12 +86,18 @@ impl Command {
         Self::plain("migrate_cancel")
     }
 
-    /// The line that goes to QEMU, its end included.
-    pub fn line(&self, id: CommandId) -> Vec<u8> {
-        let message = if self.arguments.is_null() {
-            json!({ "execute": self.name, "id": id })
+    /// The line that goes to QEMU, its end included. `oob` says whether the
+    /// session may send commands out of band.
+    pub fn line(&self, id: CommandId, oob: bool) -> Vec<u8> {
+        let verb = if oob && self.may_overtake() {
+            "exec-oob"
         } else {
-            json!({ "execute": self.name, "arguments": self.arguments, "id": id })
+            "execute"
+        };
+        let message = if self.arguments.is_null() {
+            json!({ verb: self.name, "id": id })
+        } else {
+            json!({ verb: self.name, "arguments": self.arguments, "id": id })
         };
         let mut line = message.to_string().into_bytes();
         line.push(b'\n');
@@ -94,11 +112,21 @@ mod tests {
 
     #[test]
     fn a_command_is_one_line() {
-        let line = |c: Command| String::from_utf8(c.line(CommandId(4))).unwrap();
+        let line = |c: Command| String::from_utf8(c.line(CommandId(4), true)).unwrap();
         assert_eq!(line(Command::cont()), "{\"execute\":\"cont\",\"id\":4}\n");
         assert_eq!(
             line(Command::new("x", json!({"text": "a\nb"}))),
             "{\"execute\":\"x\",\"arguments\":{\"text\":\"a\\nb\"},\"id\":4}\n"
         );
+    }
+
+    #[test]
+    fn what_repairs_a_post_copy_overtakes() {
+        let line = |oob| {
+            let line = Command::plain("migrate-pause").line(CommandId(4), oob);
+            String::from_utf8(line).unwrap()
+        };
+        assert_eq!(line(true), "{\"exec-oob\":\"migrate-pause\",\"id\":4}\n");
+        assert_eq!(line(false), "{\"execute\":\"migrate-pause\",\"id\":4}\n");
     }
 }

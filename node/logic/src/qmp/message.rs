@@ -33,6 +33,11 @@ pub struct Greeting {
 }
 
 impl Greeting {
+    /// Whether commands may overtake others (`exec-oob`).
+    pub fn offers_oob(&self) -> bool {
+        self.capabilities.iter().any(|name| name == "oob")
+    }
+
     /// The release as `10.0.2`.
     pub fn release(&self) -> String {
         let (major, minor, micro) = self.version;

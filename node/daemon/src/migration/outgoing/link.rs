@@ -82,7 +82,7 @@ impl Outgoing {
         self.relay = None;
         let (domain, inputs) = (self.departure.domain.clone(), self.inputs.clone());
         actix::spawn(async move {
-            let _ = inputs.send(match qemu::pause_postcopy(&domain).await {
+            let _ = inputs.send(match qemu::pause_outgoing(&domain).await {
                 Ok(Some(QemuMigration::PostcopyPaused)) => Input::MayDial,
                 Ok(Some(other)) => Input::StaysApart(Some(other)),
                 Ok(None) => Input::StaysApart(None),

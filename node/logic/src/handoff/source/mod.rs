@@ -179,6 +179,8 @@ impl Source {
             OutgoingStage::GrantedEarly => {
                 source.granted_early = true;
                 source.qemu_busy = true;
+                // Gone with the daemon.
+                source.link_lost = true;
                 source.doubt(effects);
             }
             OutgoingStage::TakenBack => {
@@ -566,6 +568,15 @@ impl Source {
                 )
                 .remedy("bring the target's daemon, or a path to it, back"),
             )),
+            (Timer::Doubt, State::Pulling { connected: false }) => {
+                effects.push(SourceEffect::Alarm(
+                    Problem::new(
+                        codes::NODE_UNREACHABLE,
+                        "the target cannot be reached, and the guest waits there for its memory",
+                    )
+                    .remedy("bring the target's daemon, or a path to it, back"),
+                ));
+            }
             (Timer::Ask, State::InDoubt) => {
                 effects.push(SourceEffect::Ask);
                 effects.push(SourceEffect::Arm(Timer::Ask, ASK_EVERY));

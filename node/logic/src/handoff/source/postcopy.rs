@@ -24,7 +24,7 @@ use godwit_shared::model::{
     Bytes, Epoch, MigrationPhase, Millis, Postcopy, Problem, TimeoutAction, codes,
 };
 
-use super::{Effects, Source, SourceEffect, State, Switching, TakingBack, Timer};
+use super::{DOUBT_ALARM, Effects, Source, SourceEffect, State, Switching, TakingBack, Timer};
 use crate::handoff::Rejected;
 
 /// How often a source in post-copy tries to reach its target again.
@@ -138,6 +138,9 @@ impl Source {
     }
 
     pub(super) fn reconnect(&mut self, effects: Effects<'_>) {
+        if self.state != (State::Pulling { connected: false }) {
+            effects.push(SourceEffect::Arm(Timer::Doubt, DOUBT_ALARM));
+        }
         self.state = State::Pulling { connected: false };
         // The next connection is what counts from here on.
         self.link_lost = false;
