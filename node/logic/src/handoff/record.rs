@@ -43,7 +43,7 @@ pub struct OutgoingRecord {
 }
 
 /// How far a source is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OutgoingStage {
     /// Nothing was granted: the source owns the domain.
@@ -68,7 +68,7 @@ pub struct IncomingRecord {
 }
 
 /// How far a target is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IncomingStage {
     /// Promised to take a grant; none has come.
@@ -97,7 +97,7 @@ pub struct Tombstone {
 }
 
 /// [`Verdict`] as the journal spells it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TombstoneVerdict {
     /// Taken, and the guest ran.

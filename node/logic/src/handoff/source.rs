@@ -179,7 +179,7 @@ enum State {
 }
 
 /// The source of one migration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Source {
     migration: MigrationId,
     vm: VmId,

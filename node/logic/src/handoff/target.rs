@@ -92,7 +92,7 @@ pub enum TargetOutcome {
     Checked,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum State {
     Checking,
     Starting,
@@ -106,7 +106,7 @@ enum State {
 }
 
 /// The target of one migration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Target {
     migration: MigrationId,
     /// The epoch that a grant has to carry.
