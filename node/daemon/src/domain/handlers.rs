@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use godwit_node_logic::domain::{Event, Request, Role, Verdict, decide};
-use godwit_node_logic::handoff::HandoffRecord;
+use godwit_node_logic::handoff::{HandoffRecord, IncomingStage};
 use godwit_node_logic::qmp::Command;
 use godwit_shared::model::{DomainReport, LifecycleCommand, Millis, Problem, codes};
 use godwit_shared::wire::uplink::LogKind;
@@ -273,7 +273,13 @@ impl Handler<RecordHandoff> for DomainActor {
             .handoff
             .as_ref()
             .is_none_or(|r| r.migration() == message.migration);
-        if message.record.is_none() && !ours {
+        // The end of a migration comes late: another one may have begun since.
+        let ends = match &message.record {
+            None => true,
+            Some(HandoffRecord::Incoming(record)) => record.stage == IncomingStage::Running,
+            Some(HandoffRecord::Outgoing(_)) => false,
+        };
+        if ends && !ours {
             return Box::pin(std::future::ready(Ok(())));
         }
         let before = std::mem::replace(&mut self.record.handoff, message.record);

@@ -62,7 +62,10 @@ pub enum TargetEffect {
     StartQemu,
     /// Say this to the source, if the connection stands.
     Send(TargetMessage),
-    /// Write the stage; answers [`TargetEvent::Journaled`].
+    /// Write the stage; answers [`TargetEvent::Journaled`]. For
+    /// [`IncomingStage::Running`] that answer says that the tombstone
+    /// ([`TombstoneVerdict::Granted`]) is written: try until it is. The stage
+    /// after it only spares the next daemon a look.
     Journal(IncomingStage),
     /// Take ownership at this epoch and run the CPUs, if they shall.
     Activate {
@@ -100,7 +103,7 @@ enum State {
     Loaded,
     Granting { run: bool },
     Activating { run: bool },
-    Running { source_done: bool },
+    Running { source_done: bool, written: bool },
     Discarding { cause: Problem, hand_back: bool },
     Done,
 }
@@ -161,7 +164,7 @@ impl Target {
                 target.state = State::Activating { run };
                 effects.push(TargetEffect::Activate { epoch, run });
             }
-            IncomingStage::Running => target.state = State::Running { source_done: false },
+            IncomingStage::Running => target.run(effects),
         }
         target
     }
@@ -276,13 +279,20 @@ impl Target {
                 });
                 Ok(())
             }
-            (IncomingStage::Running, State::Running { .. }) => Ok(()),
+            (IncomingStage::Running, State::Running { source_done, .. }) => {
+                self.state = State::Running {
+                    source_done: *source_done,
+                    written: true,
+                };
+                self.finish_when_done(effects);
+                Ok(())
+            }
             _ => Err(self.rejected("journaled")),
         }
     }
 
     /// A grant that could not be journaled was not taken: the right goes back.
-    /// For the mark that the CPUs run, a restart finds out by looking at QEMU.
+    /// The word that the CPUs run is tried again until it is written.
     fn on_journal_failed(&mut self, problem: Problem, effects: Effects<'_>) {
         if matches!(self.state, State::Granting { .. }) {
             self.discard(problem, true, effects);
@@ -293,14 +303,23 @@ impl Target {
         if !matches!(self.state, State::Activating { .. }) {
             return Err(self.rejected("activated"));
         }
-        self.state = State::Running { source_done: false };
         effects.push(TargetEffect::Send(TargetMessage::Activated {
             migration: self.migration,
             epoch: self.epoch,
         }));
-        effects.push(TargetEffect::Journal(IncomingStage::Running));
+        self.run(effects);
         self.answer(Verdict::Granted { running: true }, effects);
         Ok(())
+    }
+
+    /// The CPUs run, or have run. Whoever asks hears so from here on, and from
+    /// the tombstone when this machine is no more: it does not end before that.
+    fn run(&mut self, effects: Effects<'_>) {
+        self.state = State::Running {
+            source_done: false,
+            written: false,
+        };
+        effects.push(TargetEffect::Journal(IncomingStage::Running));
     }
 
     fn on_activate_failed(
@@ -374,8 +393,9 @@ impl Target {
         Ok(())
     }
 
-    /// A question is only asked when the source has granted and heard nothing:
-    /// a grant that has not arrived by now is refused for good.
+    /// A grant that has not arrived by now is refused for good, also where
+    /// somebody asks before there can be one: what was said stands. Once it is
+    /// over the tombstone answers, not this machine.
     fn on_query(&mut self, effects: Effects<'_>) {
         self.asked = true;
         match self.state {
@@ -383,12 +403,11 @@ impl Target {
             State::Granting { .. } | State::Activating { .. } => {
                 effects.push(TargetEffect::Answer(Verdict::Granted { running: false }));
             }
-            State::Starting | State::Receiving | State::Loaded => {
+            State::Checking | State::Starting | State::Receiving | State::Loaded => {
                 let cause = Problem::new(codes::MIGRATION_FAILED, "the grant did not arrive");
                 self.discard(cause, false, effects);
             }
-            State::Discarding { .. } => {}
-            State::Checking | State::Done => self.answer(Verdict::Refused, effects),
+            State::Discarding { .. } | State::Done => {}
         }
     }
 
@@ -399,7 +418,19 @@ impl Target {
     }
 
     fn on_source_done(&mut self, effects: Effects<'_>) {
-        if let State::Running { .. } = self.state {
+        if let State::Running { source_done, .. } = &mut self.state {
+            *source_done = true;
+            self.finish_when_done(effects);
+        }
+    }
+
+    /// The source has said its last word, and this side's is written.
+    fn finish_when_done(&mut self, effects: Effects<'_>) {
+        let done = State::Running {
+            source_done: true,
+            written: true,
+        };
+        if self.state == done {
             self.state = State::Done;
             effects.push(TargetEffect::Finish(TargetOutcome::Received));
         }

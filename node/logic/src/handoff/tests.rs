@@ -507,3 +507,75 @@ fn the_targets_reason_explains_a_broken_pipe() {
     assert_eq!(problem.code, codes::QEMU_GONE);
     assert_eq!(problem.also[0].message, "broken pipe");
 }
+
+/// A target that has come as far as being asked to grant.
+fn loaded_target() -> Target {
+    let mut effects = Vec::new();
+    let mut target = Target::begin(ID, EPOCH, false, &mut effects);
+    for event in [
+        TargetEvent::Checked(Vec::new()),
+        TargetEvent::Started,
+        TargetEvent::Loaded,
+    ] {
+        target.step(event, &mut effects).unwrap();
+    }
+    target
+}
+
+/// What was said stands, so it is written first, also where nothing has been
+/// begun yet.
+#[test]
+fn a_question_that_comes_early_is_refused_for_good() {
+    let mut effects = Vec::new();
+    let mut target = Target::begin(ID, EPOCH, false, &mut effects);
+    effects.clear();
+    target.step(TargetEvent::Query, &mut effects).unwrap();
+    let word = TombstoneVerdict::Refused;
+    assert_eq!(effects, [TargetEffect::Discard(word)]);
+    let checked = TargetEvent::Checked(Vec::new());
+    assert!(target.step(checked, &mut effects).is_err());
+    target.step(TargetEvent::Discarded, &mut effects).unwrap();
+    assert!(effects.contains(&TargetEffect::Answer(Verdict::Refused)));
+
+    effects.clear();
+    target.step(TargetEvent::Query, &mut effects).unwrap();
+    assert_eq!(effects, [], "from here on the tombstone answers");
+}
+
+/// Whoever asks after the end is answered from the tombstone: without it the
+/// grant would be refused while the guest runs here.
+#[test]
+fn a_target_does_not_end_before_its_word_is_written() {
+    let written = TargetEvent::Journaled(IncomingStage::Running);
+    let finish = TargetEffect::Finish(TargetOutcome::Received);
+    let orders = [
+        [TargetEvent::SourceDone, written.clone()],
+        [written, TargetEvent::SourceDone],
+    ];
+    for [first, second] in orders {
+        for restarted in [false, true] {
+            let mut effects = Vec::new();
+            let mut target = loaded_target();
+            if restarted {
+                let stage = IncomingStage::Running;
+                target = Target::recover(ID, EPOCH.next(), stage, &mut effects);
+            } else {
+                let (epoch, run) = (EPOCH.next(), true);
+                let stage = IncomingStage::Granted { run };
+                for event in [
+                    TargetEvent::Grant { epoch, run },
+                    TargetEvent::Journaled(stage),
+                    TargetEvent::Activated,
+                ] {
+                    target.step(event, &mut effects).unwrap();
+                }
+            }
+            let writes = TargetEffect::Journal(IncomingStage::Running);
+            assert!(effects.contains(&writes));
+            target.step(first.clone(), &mut effects).unwrap();
+            assert!(!effects.contains(&finish), "{first:?} alone");
+            target.step(second.clone(), &mut effects).unwrap();
+            assert!(effects.contains(&finish), "{first:?}, {second:?}");
+        }
+    }
+}
