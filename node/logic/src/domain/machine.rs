@@ -10,7 +10,7 @@ use super::Rejected;
 use super::command::{Verdict, decide};
 use super::effect::{Action, AgentAction, Effect, Request, Timer};
 use super::event::Event;
-use crate::handoff::{HandoffRecord, OutgoingStage};
+use crate::handoff::{HandoffRecord, IncomingStage, OutgoingStage};
 
 /// One domain.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -194,7 +194,7 @@ impl Domain {
             asked: saved.asked,
             silent: false,
             adopting: alive,
-            hands_off: handoff.is_some(),
+            hands_off: handoff.is_some_and(is_open),
             activating_again: false,
             pending: None,
             ending: None,
@@ -534,7 +534,7 @@ impl Domain {
         }
     }
 
-    fn undo(&mut self) {
+    pub(super) fn undo(&mut self) {
         let Some(pending) = &self.pending else { return };
         let before = pending.before;
         self.epoch = before.epoch;
@@ -554,6 +554,15 @@ impl Domain {
 
 pub(super) const fn arm(timer: Timer) -> Effect {
     Effect::Arm(timer, timer.length())
+}
+
+/// A migration whose outcome still decides what runs. One whose guest ran here
+/// is only waiting for its source's last word.
+fn is_open(handoff: &HandoffRecord) -> bool {
+    match handoff {
+        HandoffRecord::Outgoing(_) => true,
+        HandoffRecord::Incoming(record) => record.stage != IncomingStage::Running,
+    }
 }
 
 fn restored_role(saved: &Saved, handoff: Option<&HandoffRecord>) -> Role {

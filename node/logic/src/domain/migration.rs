@@ -205,12 +205,13 @@ impl Domain {
     pub(super) fn activated(&mut self, out: &mut Vec<Effect>) {
         if self.settle(Request::Activate, Ok(()), out) {
             self.role = Role::Free;
+            self.hands_off = false;
             out.push(Effect::Journal);
         }
     }
 
     /// A `cont` that QEMU refused, or that was never sent, leaves the domain
-    /// incoming: the right can go back. After any other failure, and where the
+    /// incoming and without the right, which can go back. After any other failure, and where the
     /// right was taken before, the CPUs may have run: the domain is this node's,
     /// and another look finds out how it stands.
     pub(super) fn on_activation_failed(&mut self, problem: Problem, out: &mut Vec<Effect>) {
@@ -219,13 +220,18 @@ impl Domain {
             codes::QEMU_COMMAND | codes::STATE_CONFLICT
         ) && !self.activating_again
             && self.guest != Guest::Running;
+        if never_ran {
+            self.undo();
+        }
         // Answered first: a journal that fails drops what is behind it.
         self.settle(Request::Activate, Err(problem), out);
         if never_ran {
-            out.push(Effect::Do(Action::Stop));
+            out.extend([Effect::Do(Action::Stop), Effect::Journal]);
         } else {
+            // Where they stand still after all, they are run like any found so.
             self.role = Role::Free;
             self.adopting = true;
+            self.hands_off = false;
             out.extend([Effect::Resync, Effect::Journal]);
         }
     }
