@@ -248,6 +248,16 @@ impl Handler<BeginOutgoing> for DomainActor {
             Problem::new(codes::STATE_CONFLICT, "the domain has no QEMU")
                 .remedy("only running and paused domains can be moved")
         })?;
+        // Its record would take the place of the arrival's, which is all that
+        // knows of it until the word on it is in a tombstone.
+        if let Some(HandoffRecord::Incoming(arrival)) = &self.record.handoff
+            && arrival.stage != IncomingStage::Running
+        {
+            return Err(
+                Problem::new(codes::BUSY, "the domain has not quite arrived here yet")
+                    .remedy("try again in a moment"),
+            );
+        }
         let begin = Event::BeginOutgoing {
             migration: message.migration,
         };

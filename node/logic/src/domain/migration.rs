@@ -134,6 +134,11 @@ impl Domain {
         if self.process != Process::None || self.pending.is_some() {
             return Err(busy("the domain has a QEMU on this node already"));
         }
+        // What is left of an earlier one is still to be removed, by whoever has
+        // it in hand: it would remove this one.
+        if self.role != Role::Free {
+            return Err(busy("another migration has the domain in hand"));
+        }
         if epoch < self.epoch {
             return Err(old_epoch(epoch, self.epoch));
         }
@@ -241,8 +246,11 @@ impl Domain {
         if !matches!(self.role, Role::Incoming { .. }) {
             return Err(conflict("the domain is not being received", "leave it"));
         }
-        if self.pending_request() == Some(Request::Discard) {
-            return Ok(());
+        match self.pending_request() {
+            Some(Request::Discard) => return Ok(()),
+            // Its CPUs may run in a moment.
+            Some(Request::Activate) => return Err(busy("the domain is about to run")),
+            _ => {}
         }
         let gone = Problem::new(codes::CANCELLED, "the migration was called off");
         self.settle_any(Err(gone), out);

@@ -1,7 +1,7 @@
 //! The ordinary lives of domains, and what goes wrong in them.
 
 use godwit_shared::model::{
-    AgentState, DomainState as S, Epoch, ExitReason, LifecycleCommand as C, codes,
+    AgentState, DomainState as S, Epoch, ExitReason, LifecycleCommand as C, MigrationId, codes,
 };
 
 use super::super::*;
@@ -491,6 +491,36 @@ fn an_activation_that_fails_stands_still_and_can_be_discarded() {
     world.feed(Event::Discard).unwrap();
     world.settle();
     assert!(world.forgotten);
+}
+
+/// What is left of one arrival is thrown away by whoever has it in hand; were
+/// another one let in before, it would be thrown away in its place.
+#[test]
+fn one_arrival_at_a_time() {
+    let mut world = received();
+    world.dies();
+    world.settle();
+    assert!(!world.domain.has_process());
+    let other = Event::Receive {
+        migration: MigrationId::from_u128(10),
+        epoch: Epoch(1),
+    };
+    assert_eq!(world.feed(other).unwrap_err().0.code, codes::BUSY);
+    world.feed(Event::Discard).unwrap();
+    assert!(world.forgotten);
+}
+
+/// The target's word decides over what is about to run, and nothing else.
+#[test]
+fn nothing_is_thrown_away_while_it_is_being_run() {
+    let mut world = received();
+    world.hangs = true;
+    let (epoch, run) = (Epoch(2), true);
+    world.feed(Event::Activate { epoch, run }).unwrap();
+    assert_eq!(world.feed(Event::Discard).unwrap_err().0.code, codes::BUSY);
+    world.hangs = false;
+    world.feed(Event::Happened(Happening::Resume)).unwrap();
+    assert_eq!(world.answers, [(Request::Activate, Ok(()))]);
 }
 
 /// It never ran here, so it is nobody's to keep: neither its QEMU's end nor a
