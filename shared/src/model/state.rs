@@ -92,7 +92,7 @@ impl std::fmt::Display for DomainState {
 }
 
 /// Why a domain's QEMU ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ExitReason {
     /// The guest powered itself off (QMP `SHUTDOWN`, reason `guest-shutdown`).

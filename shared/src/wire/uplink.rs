@@ -233,7 +233,7 @@ pub struct VerdictQuery {
 }
 
 /// The target's word on a grant. It is durable: once given, it stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Verdict {
     /// The grant was taken. Whether the CPUs are confirmed to run.
     Granted {

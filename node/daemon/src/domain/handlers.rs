@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use godwit_node_logic::domain::{Event, Request, Role, Verdict, decide};
-use godwit_node_logic::handoff::HandoffRecord;
+use godwit_node_logic::handoff::{HandoffRecord, IncomingStage};
 use godwit_node_logic::qmp::Command;
 use godwit_shared::model::{DomainReport, LifecycleCommand, Millis, Problem, codes};
 use godwit_shared::wire::uplink::LogKind;
@@ -242,21 +242,22 @@ impl Handler<BeginOutgoing> for DomainActor {
     type Result = Result<OutgoingFacts, Problem>;
 
     fn handle(&mut self, message: BeginOutgoing, ctx: &mut Self::Context) -> Self::Result {
-        if self
-            .record
-            .handoff
-            .as_ref()
-            .is_some_and(HandoffRecord::needs_source)
-        {
-            let busy = "the guest's memory is still coming from another node";
-            return Err(Problem::new(codes::BUSY, busy).remedy("wait until it is all here"));
-        }
         let wanted = self.machine.wanted();
         let run = self.record.run.clone();
         let run = run.ok_or_else(|| {
             Problem::new(codes::STATE_CONFLICT, "the domain has no QEMU")
                 .remedy("only running and paused domains can be moved")
         })?;
+        // Its record would take the place of the arrival's, which is all that
+        // knows of it until the word on it is in a tombstone.
+        if let Some(HandoffRecord::Incoming(arrival)) = &self.record.handoff
+            && arrival.stage != (IncomingStage::Running { complete: true })
+        {
+            return Err(
+                Problem::new(codes::BUSY, "the domain has not quite arrived here yet")
+                    .remedy("try again in a moment"),
+            );
+        }
         let begin = Event::BeginOutgoing {
             migration: message.migration,
         };
@@ -282,7 +283,15 @@ impl Handler<RecordHandoff> for DomainActor {
             .handoff
             .as_ref()
             .is_none_or(|r| r.migration() == message.migration);
-        if message.record.is_none() && !ours {
+        // The end of a migration comes late: another one may have begun since.
+        let ends = match &message.record {
+            None => true,
+            Some(HandoffRecord::Incoming(record)) => {
+                matches!(record.stage, IncomingStage::Running { .. })
+            }
+            Some(HandoffRecord::Outgoing(_)) => false,
+        };
+        if ends && !ours {
             return Box::pin(std::future::ready(Ok(())));
         }
         let before = std::mem::replace(&mut self.record.handoff, message.record);

@@ -23,6 +23,7 @@ use super::calls::{follow, record_handoff};
 use super::manager::{Ended, MigrationContext};
 use super::outgoing::PROBE;
 use super::peer::{self, Closer};
+use super::tombstones::Tombstones;
 use super::{qemu, relay};
 use crate::domain::DomainActor;
 use crate::domain::messages::{Activate, ActivateError, DiscardIncoming, DomainSignal};
@@ -330,14 +331,14 @@ impl Incoming {
 
     fn journal(&mut self, stage: IncomingStage) {
         self.record.stage = stage;
-        if let IncomingStage::Running { .. } = stage {
-            self.write_granted();
-        }
         let Some(domain) = self.domain.clone() else {
             return;
         };
         let migration = self.migration;
         let record = Some(HandoffRecord::Incoming(self.record.clone()));
+        if let IncomingStage::Running { .. } = stage {
+            return self.mark_running(domain, stage, record);
+        }
         self.beside(async move {
             Some(
                 match record_handoff(&domain, migration, record, false).await {
@@ -369,6 +370,26 @@ impl Incoming {
         if let Some(link) = &self.link {
             let _ = link.outbox.send(message);
         }
+    }
+
+    /// The CPUs run: whoever asks from now on, also after the record is gone,
+    /// hears so. Without that word in a tombstone a later question would be
+    /// refused, so it is tried until it stands.
+    fn mark_running(
+        &self,
+        domain: Addr<DomainActor>,
+        stage: IncomingStage,
+        record: Option<HandoffRecord>,
+    ) {
+        let tombstones = self.context.tombstones.clone();
+        let (migration, vm) = (self.migration, self.vm);
+        self.beside(async move {
+            write_granted(&tombstones, migration, vm).await;
+            if let Err(problem) = record_handoff(&domain, migration, record, false).await {
+                tracing::warn!(%migration, %problem, "the record does not show that the guest runs");
+            }
+            Some(TargetEvent::Journaled(stage))
+        });
     }
 
     /// What QEMU did while nobody listened.
@@ -526,35 +547,22 @@ impl Incoming {
         ctx.stop();
     }
 
-    /// The word is in a tombstone; the domain's record is its own again.
+    /// The word is in a tombstone; the domain's record is its own again. A
+    /// record that stays would let the next daemon run the guest anew.
     fn close_record(&self) {
         let Some(domain) = self.domain.clone() else {
             return;
         };
         let migration = self.migration;
         actix::spawn(async move {
-            if let Err(problem) = record_handoff(&domain, migration, None, false).await {
-                tracing::warn!(%problem, "the handoff stays in the domain's record");
+            while let Err(problem) = record_handoff(&domain, migration, None, false).await {
+                if !domain.connected() {
+                    return;
+                }
+                tracing::warn!(%migration, %problem, "the handoff stays in the domain's record");
+                tokio::time::sleep(AGAIN).await;
             }
         });
-    }
-
-    /// The CPUs run: whoever asks from now on, also after the record is gone,
-    /// hears so. Written before anything else can be done with the domain.
-    fn write_granted(&self) {
-        match self
-            .context
-            .tombstones
-            .write(self.migration, self.vm, TombstoneVerdict::Granted)
-        {
-            Ok(TombstoneVerdict::Granted) => {}
-            Ok(other) => {
-                tracing::error!(migration = %self.migration, ?other, "the word given before was another");
-            }
-            Err(problem) => {
-                tracing::error!(migration = %self.migration, %problem, "the word on the grant cannot be written down");
-            }
-        }
     }
 
     fn on_signal(&mut self, signal: DomainSignal, ctx: &mut Context<Self>) {
@@ -716,6 +724,23 @@ impl Handler<Reunion> for Incoming {
 fn now_us() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(0))
+}
+
+/// Writes down that the guest ran here, however often that takes.
+async fn write_granted(tombstones: &Tombstones, migration: MigrationId, vm: VmId) {
+    loop {
+        match tombstones.write(migration, vm, TombstoneVerdict::Granted) {
+            Ok(TombstoneVerdict::Granted) => return,
+            Ok(other) => {
+                tracing::error!(%migration, ?other, "the word given before was another");
+                return;
+            }
+            Err(problem) => {
+                tracing::error!(%migration, %problem, "the word on the grant cannot be written down");
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
 }
 
 fn incoming_request(prepare: &Prepare, spec: VmSpec, source: NodeId) -> IncomingRequest {

@@ -19,6 +19,7 @@ impl Handler<StartIncoming> for Supervisor {
     fn handle(&mut self, message: StartIncoming, ctx: &mut Self::Context) -> Self::Result {
         let request = message.0;
         let machine = Some(&request.machine);
+        let migration = request.migration;
         let (domain, new) =
             self.find_or_make(request.vm, &request.spec, request.epoch, machine, ctx);
         let sent = domain.send(BecomeIncoming(request));
@@ -31,7 +32,9 @@ impl Handler<StartIncoming> for Supervisor {
                     let receiving = domain.send(Describe).await;
                     if new
                         || receiving.is_ok_and(|report| {
-                            report.migration.is_some() && !report.owner && report.pid.is_none()
+                            report.migration == Some(migration)
+                                && !report.owner
+                                && report.pid.is_none()
                         })
                     {
                         let _ = domain.send(DiscardIncoming).await;

@@ -10,10 +10,10 @@ use super::Rejected;
 use super::command::{Verdict, decide};
 use super::effect::{Action, AgentAction, Effect, Request, Timer};
 use super::event::Event;
-use crate::handoff::{HandoffRecord, OutgoingStage};
+use crate::handoff::{HandoffRecord, IncomingStage, OutgoingStage};
 
 /// One domain.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Domain {
     pub(super) epoch: Epoch,
     pub(super) owner: bool,
@@ -47,7 +47,7 @@ pub struct Domain {
 }
 
 /// QEMU as a process and as a QMP session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Process {
     None,
     Spawning,
@@ -57,7 +57,7 @@ pub(super) enum Process {
 }
 
 /// What is known of the guest's CPUs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Guest {
     /// They have not run since QEMU's start or the last reset.
     Fresh,
@@ -73,7 +73,7 @@ pub(super) enum Guest {
 }
 
 /// What a migration has to do with the domain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Nothing.
     Free,
@@ -92,14 +92,14 @@ pub enum Role {
 }
 
 /// A request that waits for QEMU.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Pending {
     pub(super) request: Request,
     pub(super) before: Before,
 }
 
 /// What a request changed before it was journaled, to undo it.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Before {
     epoch: Epoch,
     owner: bool,
@@ -108,7 +108,7 @@ pub(super) struct Before {
 }
 
 /// The part of the machine that the journal keeps.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Saved {
     /// The right to run that this node holds, or last held.
     pub epoch: Epoch,
@@ -194,7 +194,7 @@ impl Domain {
             asked: saved.asked,
             silent: false,
             adopting: alive,
-            hands_off: handoff.is_some(),
+            hands_off: handoff.is_some_and(is_open),
             activating_again: false,
             pending: None,
             ending: None,
@@ -534,7 +534,7 @@ impl Domain {
         }
     }
 
-    fn undo(&mut self) {
+    pub(super) fn undo(&mut self) {
         let Some(pending) = &self.pending else { return };
         let before = pending.before;
         self.epoch = before.epoch;
@@ -554,6 +554,15 @@ impl Domain {
 
 pub(super) const fn arm(timer: Timer) -> Effect {
     Effect::Arm(timer, timer.length())
+}
+
+/// A migration whose outcome still decides what runs. One whose guest ran here
+/// is only waiting for its source's last word.
+fn is_open(handoff: &HandoffRecord) -> bool {
+    match handoff {
+        HandoffRecord::Outgoing(_) => true,
+        HandoffRecord::Incoming(record) => !matches!(record.stage, IncomingStage::Running { .. }),
+    }
 }
 
 fn restored_role(saved: &Saved, handoff: Option<&HandoffRecord>) -> Role {

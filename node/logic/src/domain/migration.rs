@@ -134,6 +134,11 @@ impl Domain {
         if self.process != Process::None || self.pending.is_some() {
             return Err(busy("the domain has a QEMU on this node already"));
         }
+        // What is left of an earlier one is still to be removed, by whoever has
+        // it in hand: it would remove this one.
+        if self.role != Role::Free {
+            return Err(busy("another migration has the domain in hand"));
+        }
         if epoch < self.epoch {
             return Err(old_epoch(epoch, self.epoch));
         }
@@ -205,12 +210,13 @@ impl Domain {
     pub(super) fn activated(&mut self, out: &mut Vec<Effect>) {
         if self.settle(Request::Activate, Ok(()), out) {
             self.role = Role::Free;
+            self.hands_off = false;
             out.push(Effect::Journal);
         }
     }
 
     /// A `cont` that QEMU refused, or that was never sent, leaves the domain
-    /// incoming: the right can go back. After any other failure, and where the
+    /// incoming and without the right, which can go back. After any other failure, and where the
     /// right was taken before, the CPUs may have run: the domain is this node's,
     /// and another look finds out how it stands.
     pub(super) fn on_activation_failed(&mut self, problem: Problem, out: &mut Vec<Effect>) {
@@ -219,13 +225,18 @@ impl Domain {
             codes::QEMU_COMMAND | codes::STATE_CONFLICT
         ) && !self.activating_again
             && self.guest != Guest::Running;
+        if never_ran {
+            self.undo();
+        }
         // Answered first: a journal that fails drops what is behind it.
         self.settle(Request::Activate, Err(problem), out);
         if never_ran {
-            out.push(Effect::Do(Action::Stop));
+            out.extend([Effect::Do(Action::Stop), Effect::Journal]);
         } else {
+            // Where they stand still after all, they are run like any found so.
             self.role = Role::Free;
             self.adopting = true;
+            self.hands_off = false;
             out.extend([Effect::Resync, Effect::Journal]);
         }
     }
@@ -235,8 +246,11 @@ impl Domain {
         if !matches!(self.role, Role::Incoming { .. }) {
             return Err(conflict("the domain is not being received", "leave it"));
         }
-        if self.pending_request() == Some(Request::Discard) {
-            return Ok(());
+        match self.pending_request() {
+            Some(Request::Discard) => return Ok(()),
+            // Its CPUs may run in a moment.
+            Some(Request::Activate) => return Err(busy("the domain is about to run")),
+            _ => {}
         }
         let gone = Problem::new(codes::CANCELLED, "the migration was called off");
         self.settle_any(Err(gone), out);

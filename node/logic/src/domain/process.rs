@@ -89,15 +89,17 @@ impl Domain {
                 self.on_paused(Guest::Paused, out);
             }
         }
-        self.settle(Request::Stay, Ok(()), out);
-        if std::mem::take(&mut self.adopting) {
+        let stays = self.settle(Request::Stay, Ok(()), out);
+        if std::mem::take(&mut self.adopting) || stays {
             self.go_on(run, migrating, out);
         }
     }
 
     /// A domain that was found standing still though it shall run: its start, or
     /// the cancelling of its migration, had been cut short. Nothing was granted,
-    /// or the journal would hold the migration's record.
+    /// or the journal would hold the migration's record. Likewise one that stays
+    /// after a migration that QEMU was too busy to cancel in time: left alone, it
+    /// would stop the CPUs at its switchover, and nobody would go on from there.
     fn go_on(&mut self, run: RunStatus, migrating: bool, out: &mut Vec<Effect>) {
         if self.role != Role::Free || self.hands_off || !self.owner || self.ending.is_some() {
             return;
@@ -329,8 +331,11 @@ impl Domain {
             return;
         }
         let reason = self.exit_reason(detail, last_words, rebooted);
-        // Received, owned and ended: it is an ordinary domain that is off.
-        if self.owner && matches!(self.role, Role::Incoming { .. }) {
+        // Received, owned and ended: it is an ordinary domain that is off. Where
+        // the migration's record is still to be gone by, its manager says so, or
+        // has it thrown away.
+        let decided = rebooted || !self.hands_off;
+        if self.owner && decided && matches!(self.role, Role::Incoming { .. }) {
             self.role = Role::Free;
         }
         self.process = Process::None;

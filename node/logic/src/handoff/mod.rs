@@ -38,6 +38,8 @@
 //!   word (a refusal or a hand-back).
 //! * The target journals the grant before it runs the CPUs, and journals a
 //!   refusal before it says one. It never takes a grant after a refusal.
+//! * A target that ran the CPUs does not end before that word is written where
+//!   it outlives the migration's record: whoever asks later would be refused.
 //! * A timeout asks again. It never resumes anything.
 //! * An error of `cont` after which the CPUs may have run is no hand-back.
 //! * A target whose host was rebooted between its promise (`Prepared`) and the

@@ -18,13 +18,6 @@ pub enum HandoffRecord {
 }
 
 impl HandoffRecord {
-    /// Whether the domain runs here, in post-copy, on memory that its source
-    /// still has to send.
-    pub fn needs_source(&self) -> bool {
-        let pulling = IncomingStage::Running { complete: false };
-        matches!(self, Self::Incoming(record) if record.stage == pulling)
-    }
-
     /// The migration that it is of.
     pub fn migration(&self) -> MigrationId {
         match self {
@@ -54,7 +47,7 @@ pub struct OutgoingRecord {
 }
 
 /// How far a source is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OutgoingStage {
     /// Nothing was granted: the source owns the domain.
@@ -83,7 +76,7 @@ pub struct IncomingRecord {
 }
 
 /// How far a target is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IncomingStage {
     /// Promised to take a grant; none has come.
@@ -117,7 +110,7 @@ pub struct Tombstone {
 }
 
 /// [`Verdict`] as the journal spells it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TombstoneVerdict {
     /// Taken, and the guest ran.

@@ -71,7 +71,10 @@ pub enum TargetEffect {
     StartQemu,
     /// Say this to the source, if the connection stands.
     Send(TargetMessage),
-    /// Write the stage; answers [`TargetEvent::Journaled`].
+    /// Write the stage; answers [`TargetEvent::Journaled`]. For
+    /// [`IncomingStage::Running`] that answer says that the tombstone
+    /// ([`TombstoneVerdict::Granted`]) is written: try until it is. The stage
+    /// after it only spares the next daemon a look.
     Journal(IncomingStage),
     /// After a restart of the daemon: look how far QEMU is; answers
     /// [`TargetEvent::Listening`], [`TargetEvent::Loaded`] or nothing.
@@ -110,7 +113,7 @@ pub enum TargetOutcome {
     Checked,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum State {
     Checking,
     Starting,
@@ -134,7 +137,7 @@ enum State {
 }
 
 /// The target of one migration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Target {
     migration: MigrationId,
     /// The epoch that a grant has to carry.
@@ -145,6 +148,10 @@ pub struct Target {
     listening: bool,
     /// All of the guest is here.
     complete: bool,
+    /// The word that the CPUs run stands in a tombstone.
+    written: bool,
+    /// The source has said its last word.
+    source_done: bool,
     asked: bool,
 }
 
@@ -166,6 +173,8 @@ impl Target {
             state: State::Checking,
             listening: false,
             complete: false,
+            written: false,
+            source_done: false,
             asked: false,
         }
     }
@@ -185,6 +194,8 @@ impl Target {
             state: State::Receiving,
             listening: false,
             complete: false,
+            written: false,
+            source_done: false,
             asked: false,
         };
         match stage {
@@ -202,13 +213,11 @@ impl Target {
                 effects.push(TargetEffect::Look);
             }
             IncomingStage::Running { complete } => {
-                target.state = State::Running;
                 target.complete = complete;
-                effects.push(if complete {
-                    TargetEffect::AwaitSource
-                } else {
-                    TargetEffect::Look
-                });
+                target.run(effects);
+                if !complete {
+                    effects.push(TargetEffect::Look);
+                }
             }
         }
         target
@@ -369,7 +378,11 @@ impl Target {
                 }
                 Ok(())
             }
-            (IncomingStage::Running { .. }, State::Running) => Ok(()),
+            (IncomingStage::Running { .. }, State::Running) => {
+                self.written = true;
+                self.finish_when_done(effects);
+                Ok(())
+            }
             _ => Err(self.rejected("journaled")),
         }
     }
@@ -383,7 +396,7 @@ impl Target {
     }
 
     /// A grant that could not be journaled was not taken: the right goes back.
-    /// For the mark that the CPUs run, a restart finds out by looking at QEMU.
+    /// The word that the CPUs run is tried again until it is written.
     fn on_journal_failed(&mut self, problem: Problem, effects: Effects<'_>) {
         if matches!(self.state, State::Granting { .. }) {
             self.discard(problem, true, effects);
@@ -394,20 +407,26 @@ impl Target {
         if self.state != State::Activating {
             return Err(self.rejected("activated"));
         }
-        self.state = State::Running;
         effects.push(TargetEffect::Send(TargetMessage::Activated {
             migration: self.migration,
             epoch: self.epoch,
             resumed_us: None,
         }));
+        self.run(effects);
+        self.answer(Verdict::Granted { running: true }, effects);
+        Ok(())
+    }
+
+    /// The CPUs run, or have run. Whoever asks hears so from here on, and from
+    /// the tombstone when this machine is no more: it does not end before that.
+    fn run(&mut self, effects: Effects<'_>) {
+        self.state = State::Running;
         effects.push(TargetEffect::Journal(IncomingStage::Running {
             complete: self.complete,
         }));
         if self.complete {
             effects.push(TargetEffect::AwaitSource);
         }
-        self.answer(Verdict::Granted { running: true }, effects);
-        Ok(())
     }
 
     fn on_activate_failed(
@@ -519,8 +538,9 @@ impl Target {
         Ok(())
     }
 
-    /// A question is only asked when the source has granted and heard nothing:
-    /// a grant that has not arrived by now is refused for good.
+    /// A grant that has not arrived by now is refused for good, also where
+    /// somebody asks before there can be one: what was said stands. Once it is
+    /// over the tombstone answers, not this machine.
     fn on_query(&mut self, effects: Effects<'_>) {
         self.asked = true;
         match self.state {
@@ -528,12 +548,11 @@ impl Target {
             State::Granting { .. } | State::Waiting { .. } | State::Activating => {
                 effects.push(TargetEffect::Answer(Verdict::Granted { running: false }));
             }
-            State::Starting | State::Receiving | State::Loaded => {
+            State::Checking | State::Starting | State::Receiving | State::Loaded => {
                 let cause = Problem::new(codes::MIGRATION_FAILED, "the grant did not arrive");
                 self.discard(cause, false, effects);
             }
-            State::Discarding { .. } => {}
-            State::Checking | State::Done => self.answer(Verdict::Refused, effects),
+            State::Discarding { .. } | State::Done => {}
         }
     }
 
@@ -545,6 +564,14 @@ impl Target {
 
     fn on_source_done(&mut self, effects: Effects<'_>) {
         if self.state == State::Running {
+            self.source_done = true;
+            self.finish_when_done(effects);
+        }
+    }
+
+    /// The source has said its last word, and this side's is written.
+    fn finish_when_done(&mut self, effects: Effects<'_>) {
+        if self.source_done && self.written {
             self.state = State::Done;
             effects.push(TargetEffect::Finish(TargetOutcome::Received));
         }

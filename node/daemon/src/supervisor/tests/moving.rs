@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use godwit_node_logic::handoff::{HandoffRecord, IncomingRecord, IncomingStage};
 use godwit_shared::model::{DomainState, ExitReason, LifecycleCommand as C, MigrationId, codes};
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -10,7 +11,7 @@ use super::*;
 use crate::domain::DomainActor;
 use crate::domain::messages::{
     Activate, BeginOutgoing, DiscardIncoming, DomainSignal, EndOutgoing, Execute, MarkInHandoff,
-    OutgoingEnd, OutgoingFacts, Subscribe,
+    OutgoingEnd, OutgoingFacts, RecordHandoff, Subscribe,
 };
 use crate::supervisor::messages::{CheckIncoming, IncomingRequest, Lookup, StartIncoming};
 
@@ -143,10 +144,26 @@ async fn a_guest_moves_and_nothing_of_it_stays() {
     assert_eq!(moved.source.bus.domain(vm), None);
     assert!(moved.source.files("r").is_empty());
     assert!(moved.source.files("s/domains").is_empty());
-    // It is an ordinary domain now, and may come back.
+    // It is an ordinary domain now, and may come back as soon as its record has
+    // no need to tell of the arrival any more.
     moved.target.ask(vm, C::Pause).await.unwrap();
     let arriving = moved.arriving.clone();
-    let migration = MIGRATION;
+    let migration = MigrationId::from_u128(78);
+    let early = arriving.send(BeginOutgoing { migration }).await.unwrap();
+    assert_eq!(early.unwrap_err().code, codes::BUSY);
+    let arrival = IncomingRecord {
+        migration: MIGRATION,
+        source: "source".parse().unwrap(),
+        epoch,
+        images: Vec::new(),
+        stage: IncomingStage::Running { complete: true },
+    };
+    let marked = RecordHandoff {
+        migration: MIGRATION,
+        record: Some(HandoffRecord::Incoming(arrival)),
+        durable: false,
+    };
+    arriving.send(marked).await.unwrap().unwrap();
     let facts = arriving
         .send(BeginOutgoing { migration })
         .await

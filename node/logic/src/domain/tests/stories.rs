@@ -1,12 +1,14 @@
 //! The ordinary lives of domains, and what goes wrong in them.
 
 use godwit_shared::model::{
-    AgentState, DomainState as S, Epoch, ExitReason, LifecycleCommand as C, codes,
+    AgentState, DomainState as S, Epoch, ExitReason, LifecycleCommand as C, MigrationId, codes,
 };
 
 use super::super::*;
 use super::world::{MIGRATION, World};
-use crate::handoff::{HandoffRecord, OutgoingRecord, OutgoingStage, Plan};
+use crate::handoff::{
+    HandoffRecord, IncomingRecord, IncomingStage, OutgoingRecord, OutgoingStage, Plan,
+};
 use crate::qmp::status::RunStatus;
 
 fn exited(detail: &str, words: &str) -> Event {
@@ -348,6 +350,31 @@ fn a_migration_that_nobody_knows_of_is_cancelled() {
     assert_eq!(world.domain.state(), S::Running);
 }
 
+/// QEMU hung, and its migration was given up without its word: it goes on, and
+/// would stop the CPUs with nobody there to run them again.
+#[test]
+fn a_migration_that_outlasts_its_end_is_cancelled() {
+    let mut world = World::started();
+    let migration = MIGRATION;
+    world.feed(Event::BeginOutgoing { migration }).unwrap();
+    world.feed(Event::Stay { epoch: Epoch(1) }).unwrap();
+    world.inbox.clear();
+    let (run, migrating) = (RunStatus::Running, true);
+    world.feed(Event::Status { run, migrating }).unwrap();
+    assert_eq!(world.answers, [(Request::Stay, Ok(()))]);
+    assert_eq!(world.actions, [Action::CancelMigration]);
+    let begin = Event::BeginOutgoing { migration };
+    assert_eq!(world.feed(begin).unwrap_err().0.code, codes::BUSY);
+    world.feed(Event::Happened(Happening::Stop)).unwrap();
+    world.running = false;
+    world
+        .feed(Event::Happened(Happening::MigrationOver))
+        .unwrap();
+    world.settle();
+    assert_eq!(world.actions, [Action::CancelMigration, Action::Cont]);
+    assert_eq!(world.domain.state(), S::Running);
+}
+
 #[test]
 fn what_was_granted_is_left_alone_after_a_restart() {
     let world = World::started();
@@ -467,6 +494,151 @@ fn an_activation_that_fails_stands_still_and_can_be_discarded() {
     world.feed(Event::Discard).unwrap();
     world.settle();
     assert!(world.forgotten);
+}
+
+/// What is left of one arrival is thrown away by whoever has it in hand; were
+/// another one let in before, it would be thrown away in its place.
+#[test]
+fn one_arrival_at_a_time() {
+    let mut world = received();
+    world.dies();
+    world.settle();
+    assert!(!world.domain.has_process());
+    let other = Event::Receive {
+        migration: MigrationId::from_u128(10),
+        epoch: Epoch(1),
+    };
+    assert_eq!(world.feed(other).unwrap_err().0.code, codes::BUSY);
+    world.feed(Event::Discard).unwrap();
+    assert!(world.forgotten);
+}
+
+/// The target's word decides over what is about to run, and nothing else.
+#[test]
+fn nothing_is_thrown_away_while_it_is_being_run() {
+    let mut world = received();
+    world.hangs = true;
+    let (epoch, run) = (Epoch(2), true);
+    world.feed(Event::Activate { epoch, run }).unwrap();
+    assert_eq!(world.feed(Event::Discard).unwrap_err().0.code, codes::BUSY);
+    world.hangs = false;
+    world.feed(Event::Happened(Happening::Resume)).unwrap();
+    assert_eq!(world.answers, [(Request::Activate, Ok(()))]);
+}
+
+/// It never ran here, so it is nobody's to keep: neither its QEMU's end nor a
+/// restart of the daemon in between may get into the discard's way.
+#[test]
+fn an_activation_that_failed_leaves_nothing_to_keep() {
+    let failed = || {
+        let mut world = received();
+        world.refuses_cont = true;
+        let (epoch, run) = (Epoch(2), true);
+        world.feed(Event::Activate { epoch, run }).unwrap();
+        world.settle();
+        assert!(!world.domain.owner() && !world.journal.owner);
+        assert_eq!(world.journal.epoch, Epoch(1));
+        world
+    };
+    let discards = |mut world: World| {
+        world.feed(Event::Discard).unwrap();
+        world.settle();
+        assert!(world.forgotten);
+    };
+    let mut world = failed();
+    world.dies();
+    world.settle();
+    discards(world);
+
+    let world = failed();
+    let stage = IncomingStage::Granted {
+        run: true,
+        early: false,
+    };
+    // The right was journaled, and that it went back was not.
+    let journal = Saved {
+        owner: true,
+        epoch: Epoch(2),
+        ..world.journal
+    };
+    let again = Domain::restored(journal, Some(&incoming(stage)), true, true);
+    let mut world = World::with(again);
+    world.dies();
+    world.settle();
+    discards(world);
+}
+
+/// A daemon that comes back between the journal and the CPUs cannot know
+/// whether they ran: refused once more, they are tried again, and then shown.
+#[test]
+fn a_refused_activation_of_a_right_taken_before_is_tried_again() {
+    for refuses in [false, true] {
+        let saved = Saved {
+            owner: true,
+            epoch: Epoch(2),
+            ..received().journal
+        };
+        let granted = incoming(IncomingStage::Granted {
+            run: true,
+            early: false,
+        });
+        let mut world = World::with(Domain::restored(saved, Some(&granted), true, true));
+        world.feed(Event::Ready).unwrap();
+        world.settle();
+        world.refuses_cont = true;
+        let (epoch, run) = (Epoch(2), true);
+        world.feed(Event::Activate { epoch, run }).unwrap();
+        let refused = world.inbox.pop_front().unwrap();
+        world.refuses_cont = refuses;
+        world.feed(refused).unwrap();
+        world.settle();
+        assert!(world.answers[0].1.is_err());
+        assert_eq!(world.actions, [Action::Cont, Action::Cont]);
+        let view = world.domain.view();
+        let shown = (view.state, view.problem.is_some());
+        let expected = if refuses {
+            (S::Paused, true)
+        } else {
+            (S::Running, false)
+        };
+        assert_eq!(shown, expected);
+    }
+}
+
+/// A guest that ran here and stands still is looked after like any other,
+/// though its source has not said its last word.
+#[test]
+fn a_received_guest_that_stands_still_is_run_again() {
+    for (stage, actions) in [
+        (
+            IncomingStage::Running { complete: true },
+            vec![Action::Cont],
+        ),
+        (
+            IncomingStage::Granted {
+                run: true,
+                early: false,
+            },
+            vec![],
+        ),
+    ] {
+        let saved = World::started().journal;
+        let found = Domain::restored(saved, Some(&incoming(stage)), true, true);
+        let mut world = World::with(found);
+        world.feed(Event::Ready).unwrap();
+        world.settle();
+        assert_eq!(world.actions, actions);
+    }
+}
+
+fn incoming(stage: IncomingStage) -> HandoffRecord {
+    HandoffRecord::Incoming(IncomingRecord {
+        images: Vec::new(),
+        migration: MIGRATION,
+        source: "a".parse().unwrap(),
+        epoch: Epoch(2),
+        stage,
+    })
 }
 
 #[test]

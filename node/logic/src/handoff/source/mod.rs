@@ -124,7 +124,7 @@ enum Switching {
 }
 
 /// The source of one migration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Source {
     terms: Terms,
     state: State,

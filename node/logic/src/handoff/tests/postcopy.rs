@@ -1,0 +1,201 @@
+//! Post-copy and time limits, step by step.
+
+use super::*;
+
+/// A source that sends memory, and may switch to post-copy.
+fn sending(postcopy: Postcopy, effects: &mut Vec<SourceEffect>) -> Source {
+    let terms = Terms {
+        plan: Plan {
+            postcopy,
+            ..TERMS.plan
+        },
+        ..TERMS
+    };
+    let mut source = Source::begin(terms, effects);
+    for event in [
+        SourceEvent::Prepared,
+        SourceEvent::Qemu(QemuMigration::Active),
+    ] {
+        source.step(event, effects).unwrap();
+    }
+    effects.clear();
+    source
+}
+
+fn steps(source: &mut Source, events: impl IntoIterator<Item = SourceEvent>) -> Vec<SourceEffect> {
+    let mut effects = Vec::new();
+    for event in events {
+        source.step(event, &mut effects).unwrap();
+    }
+    effects
+}
+
+fn pass(number: u32) -> SourceEvent {
+    SourceEvent::Pass {
+        number,
+        remaining: Bytes(1 << 30),
+    }
+}
+
+/// QEMU has no way back once the device state is sent: until the target holds
+/// the grant, QEMU is not told to go on.
+#[test]
+fn in_post_copy_the_right_goes_before_the_device_state() {
+    let mut effects = Vec::new();
+    let mut source = sending(Postcopy::Always, &mut effects);
+    assert_eq!(steps(&mut source, [pass(1)]), []);
+    let asked = steps(&mut source, [pass(2)]);
+    assert_eq!(asked, [SourceEffect::StartPostcopy]);
+    let left = steps(
+        &mut source,
+        [
+            SourceEvent::StoppedForPostcopy,
+            SourceEvent::Qemu(QemuMigration::PreSwitchover),
+        ],
+    );
+    assert!(left.contains(&SourceEffect::Journal(OutgoingStage::GrantedEarly)));
+    let granted = steps(
+        &mut source,
+        [SourceEvent::Journaled(OutgoingStage::GrantedEarly)],
+    );
+    assert!(!granted.contains(&SourceEffect::ContinueMigration));
+    let taken = steps(&mut source, [SourceEvent::Taken(EPOCH.next())]);
+    assert_eq!(taken, [SourceEffect::ContinueMigration]);
+    let running = steps(
+        &mut source,
+        [
+            SourceEvent::Qemu(QemuMigration::PostcopyActive),
+            SourceEvent::Activated(EPOCH.next()),
+        ],
+    );
+    let retired = |effects: &[SourceEffect]| {
+        let retire = |effect: &SourceEffect| matches!(effect, SourceEffect::Retire { .. });
+        effects.iter().any(retire)
+    };
+    assert!(!retired(&running), "the target still needs its pages");
+    let mut ignored = Vec::new();
+    assert!(source.step(SourceEvent::Cancel, &mut ignored).is_err());
+    let lost = steps(&mut source, [SourceEvent::LinkLost(lost())]);
+    assert!(lost.contains(&SourceEffect::Reconnect));
+    let again = steps(
+        &mut source,
+        [
+            SourceEvent::ResumeReady,
+            SourceEvent::Qemu(QemuMigration::PostcopyActive),
+        ],
+    );
+    assert!(again.contains(&SourceEffect::ResumeMigration));
+    let done = steps(&mut source, [SourceEvent::Qemu(QemuMigration::Completed)]);
+    assert!(retired(&done));
+}
+
+/// A guest that QEMU had stopped by itself is one that QEMU may resume by
+/// itself: it is moved as in pre-copy, the right last.
+#[test]
+fn a_switchover_that_came_first_is_no_post_copy() {
+    let mut effects = Vec::new();
+    let mut source = sending(Postcopy::Always, &mut effects);
+    let asked = steps(
+        &mut source,
+        [pass(2), SourceEvent::Qemu(QemuMigration::PreSwitchover)],
+    );
+    assert!(asked.contains(&SourceEffect::ContinueMigration));
+    assert!(!source.is_granted());
+}
+
+/// The daemon comes back after an early grant: the target has the guest, and
+/// only this side has the rest of its memory.
+#[test]
+fn a_daemon_that_comes_back_goes_on_with_the_post_copy() {
+    let mut effects = Vec::new();
+    let early = OutgoingStage::GrantedEarly;
+    let mut source = Source::recover(TERMS, early, &mut effects);
+    let running = SourceEvent::Verdict(Verdict::Granted { running: true });
+    assert!(steps(&mut source, [running]).contains(&SourceEffect::Reconnect));
+    // And one whose grant was refused takes it back, QEMU's migration first.
+    let mut source = Source::recover(TERMS, early, &mut effects);
+    let refused = steps(
+        &mut source,
+        [
+            SourceEvent::Verdict(Verdict::Refused),
+            SourceEvent::Journaled(OutgoingStage::TakenBack),
+        ],
+    );
+    assert!(refused.contains(&SourceEffect::CancelMigration));
+    let cancelled = SourceEvent::Qemu(QemuMigration::Cancelled);
+    let epoch = EPOCH.next().next();
+    assert!(steps(&mut source, [cancelled]).contains(&SourceEffect::Stay { epoch }));
+}
+
+#[test]
+fn a_time_limit_is_kept_until_it_can_be_acted_on() {
+    let mut effects = Vec::new();
+    let terms = Terms {
+        plan: Plan {
+            timeout: Some(Millis(5)),
+            timeout_action: TimeoutAction::Force,
+            ..TERMS.plan
+        },
+        ..TERMS
+    };
+    let mut source = Source::begin(terms, &mut effects);
+    assert!(effects.contains(&SourceEffect::Arm(Timer::Limit, Millis(5))));
+    let early = steps(
+        &mut source,
+        [SourceEvent::Timeout(Timer::Limit), SourceEvent::Prepared],
+    );
+    assert!(!early.contains(&SourceEffect::HurryUp));
+    let active = SourceEvent::Qemu(QemuMigration::Active);
+    assert_eq!(steps(&mut source, [active]), [SourceEffect::HurryUp]);
+}
+
+/// In post-copy the target takes a grant before it has loaded anything, and
+/// runs the CPUs when it has the device state.
+#[test]
+fn a_target_takes_an_early_grant_and_waits() {
+    let mut effects = Vec::new();
+    let mut target = Target::begin(ID, EPOCH, false, &mut effects);
+    let grant = TargetEvent::Grant {
+        epoch: EPOCH.next(),
+        run: true,
+        early: true,
+    };
+    let stage = IncomingStage::Granted {
+        run: true,
+        early: true,
+    };
+    for event in [
+        TargetEvent::Checked(Vec::new()),
+        TargetEvent::Started,
+        grant,
+        TargetEvent::Journaled(stage),
+    ] {
+        target.step(event, &mut effects).unwrap();
+    }
+    let activates = |effects: &[TargetEffect]| {
+        let activate = |effect: &TargetEffect| matches!(effect, TargetEffect::Activate { .. });
+        effects.iter().any(activate)
+    };
+    assert!(!activates(&effects));
+    // The path is lost, and QEMU ends because it never gets the device state:
+    // the right goes back.
+    let mut unlucky = target.clone();
+    for event in [TargetEvent::LinkLost(lost()), TargetEvent::QemuGone(lost())] {
+        unlucky.step(event, &mut effects).unwrap();
+    }
+    let refused = TargetEffect::Discard(TombstoneVerdict::Refused);
+    assert_eq!(effects.pop(), Some(refused));
+    target.step(TargetEvent::Listening, &mut effects).unwrap();
+    assert!(activates(&effects));
+    effects.clear();
+    for event in [
+        TargetEvent::Activated,
+        TargetEvent::LinkLost(lost()),
+        TargetEvent::Resume,
+        TargetEvent::Loaded,
+    ] {
+        target.step(event, &mut effects).unwrap();
+    }
+    let expected = [TargetEffect::Recover, TargetEffect::AwaitSource];
+    assert!(expected.iter().all(|effect| effects.contains(effect)));
+}
