@@ -72,7 +72,10 @@ fn node() -> Outcome<Vec<Vec<u8>>> {
         bytes(&NodeMessage::DomainGone(VM))?,
         bytes(&NodeMessage::Reply {
             request: 300,
-            outcome: Ok(NodeReply::Rehearsal { blockers: vec![problem()], forecast: None }),
+            outcome: Ok(NodeReply::Rehearsal {
+                blockers: vec![problem()],
+                forecast: None,
+            }),
         })?,
         bytes(&NodeMessage::Reply {
             request: 1,
