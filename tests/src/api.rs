@@ -6,9 +6,11 @@ use anyhow::{Context, Result, bail};
 use futures_util::{SinkExt as _, StreamExt as _};
 use godwit_shared::api::{
     AdminCredential, ClusterStatus, CommandOptions, CreateVm, DryRun, Event, MigrateRequest,
-    MigrationView, NodeView, PlacementView, TaskState, TaskView, TokenView, VmView,
+    MigrationView, NodeView, PlacementView, ResolveRequest, TaskState, TaskView, TokenView, VmView,
 };
-use godwit_shared::model::{LifecycleCommand, MigrationId, NodeId, Problem, TaskId, VmSpec};
+use godwit_shared::model::{
+    DoubtDecision, LifecycleCommand, MigrationId, MigrationTuning, NodeId, Problem, TaskId, VmSpec,
+};
 use reqwest::{Method, StatusCode};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -293,6 +295,32 @@ impl Api {
     pub async fn cancel_migration(&self, id: MigrationId) -> Result<MigrationView> {
         let empty = serde_json::json!({});
         self.post(&format!("/migrations/{id}/cancel"), &empty).await
+    }
+
+    /// Changes a migration while it runs.
+    ///
+    /// # Errors
+    /// As [`Api::post`].
+    pub async fn tune(&self, id: MigrationId, tuning: &MigrationTuning) -> Result<MigrationView> {
+        self.post(&format!("/migrations/{id}/tune"), tuning).await
+    }
+
+    /// Ends a source's doubt.
+    ///
+    /// # Errors
+    /// As [`Api::post`].
+    pub async fn resolve(
+        &self,
+        id: MigrationId,
+        decision: DoubtDecision,
+        confirm: &str,
+    ) -> Result<MigrationView> {
+        let request = ResolveRequest {
+            decision,
+            confirm: confirm.to_owned(),
+        };
+        self.post(&format!("/migrations/{id}/resolve"), &request)
+            .await
     }
 
     /// One task.

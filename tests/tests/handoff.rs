@@ -6,7 +6,8 @@
 
 use std::time::{Duration, Instant};
 
-use godwit_shared::model::{DomainState, MigrationPhase, MigrationPolicy};
+use godwit_shared::model::{DomainState, DoubtDecision, MigrationPhase, MigrationPolicy, codes};
+use godwit_tests::api::Refusal;
 use godwit_tests::fault::Met;
 use godwit_tests::guest::Work;
 use godwit_tests::harness::ClusterOptions;
@@ -142,5 +143,46 @@ async fn in_doubt_nobody_runs_twice_until_somebody_answers() {
         .nothing_left(id, 1 - at, SETTLE)
         .await
         .unwrap();
+    scene.pages_intact("web").await.unwrap();
+}
+
+/// The target cannot be asked, and its operator has made sure that it is gone:
+/// the guest runs on its source at a higher epoch, and whatever the target may
+/// have begun ends when it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_may_end_the_doubt() {
+    let mut scene = scene().await;
+    let met = granted(&scene).await;
+    scene.cluster.nodes[1].cut(true).unwrap();
+    let events = &scene.cluster.events;
+    let phase = MigrationPhase::InDoubt;
+    let doubt = events.phase(met.mark, met.migration, phase, SETTLE).await;
+    doubt.unwrap();
+    let api = scene.cluster.api.clone();
+    let decision = DoubtDecision::RunOnSource;
+    let unsure = api.resolve(met.migration, decision, "wbe").await;
+    let refusal = unsure.unwrap_err().downcast::<Refusal>().unwrap();
+    assert_eq!(refusal.problem.code, codes::CONFIRMATION_NEEDED);
+    let decided = api.resolve(met.migration, decision, "web").await;
+    let resolution = decided.unwrap().resolution.unwrap();
+    assert_eq!(resolution.decision, decision);
+    let (view, took) = scene.end_of(&met, Instant::now(), SETTLE).await.unwrap();
+    eprintln!("decided: {} after {took:?}", view.phase);
+    assert_eq!(view.phase, MigrationPhase::Failed);
+    let resolved = scene
+        .cluster
+        .events
+        .wait(met.mark, "the decision", SETTLE, |event| {
+            event.kind == "migration.resolved"
+        })
+        .await;
+    assert!(resolved.unwrap().event.message.starts_with("admin "));
+    let vm = api.vm("web").await.unwrap();
+    assert_eq!(vm.node, Some(scene.cluster.name(0)));
+    assert!(vm.epoch.0 >= 3, "{}", vm.epoch);
+    restore(&scene);
+    let id = scene.id("web").unwrap();
+    scene.cluster.nothing_left(id, 1, SETTLE).await.unwrap();
+    scene.runs_on("web", 0).await.unwrap();
     scene.pages_intact("web").await.unwrap();
 }

@@ -7,11 +7,14 @@ use std::path::PathBuf;
 
 use futures_util::future::try_join_all;
 use godwit_shared::api::MigrateRequest;
-use godwit_shared::model::{DomainState, LifecycleCommand, MiB, MigrationPolicy, codes};
+use godwit_shared::model::{
+    BytesPerSec, DomainState, LifecycleCommand, MiB, MigrationPhase, MigrationPolicy,
+    MigrationTuning, codes,
+};
 use godwit_tests::api::Refusal;
 use godwit_tests::guest::Work;
 use godwit_tests::harness::{ClusterOptions, sweep};
-use godwit_tests::scene::{MOVE, SETTLE, Scene};
+use godwit_tests::scene::{MOVE, SETTLE, Scene, slow};
 
 const MOVES: usize = 50;
 
@@ -24,23 +27,28 @@ async fn fifty_moves_back_and_forth_lose_nothing() {
     scene.move_to("web", 1).await.unwrap();
     scene.move_to("web", 0).await.unwrap();
     let files = lasting_files(&scene);
-    let mut blackouts = Vec::new();
+    let (mut blackouts, mut counted_by_qemu) = (Vec::new(), Vec::new());
     for number in 0..MOVES {
         let (from, to) = (number % 2, (number + 1) % 2);
         let done = scene.move_to("web", to).await;
         let done = done.unwrap_or_else(|e| panic!("move {number}: {e:#}"));
         blackouts.push(done.blackout.expect("a measured blackout").0);
+        let error = done.figures.clock_error_us.expect("both clocks compared");
+        assert!(error < 20_000, "move {number}: the clocks to {error} µs");
+        counted_by_qemu.push(done.figures.qemu_downtime.expect("QEMU's count").0);
         scene.cluster.nothing_left(id, from, SETTLE).await.unwrap();
     }
     scene.pages_intact("web").await.unwrap();
     scene.counts_on("web").await.unwrap();
     assert_eq!(lasting_files(&scene), files, "no file more, no file less");
     blackouts.sort_unstable();
+    counted_by_qemu.sort_unstable();
     let median = blackouts[MOVES / 2];
     let counted = scene.count("web").unwrap();
     eprintln!(
-        "{MOVES} moves: blackout median {median} ms, worst {} ms; counted {} to {} unbroken, \
-         longest gap by the guest's clock {} ms",
+        "{MOVES} moves: blackout median {median} ms (by QEMU's own count {} ms), worst {} ms; \
+         counted {} to {} unbroken, longest gap by the guest's clock {} ms",
+        counted_by_qemu[MOVES / 2],
         blackouts[MOVES - 1],
         counted.first,
         counted.last,
@@ -162,4 +170,33 @@ async fn a_dry_run_finds_blockers_and_moves_nothing() {
         assert!(scene.cluster.remains(id, node).is_empty());
     }
     scene.runs_on("web", 0).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_is_changed_while_it_runs() {
+    let mut scene = Scene::start(ClusterOptions::nodes(2)).await.unwrap();
+    scene.boot(&[("web", 0)], &Work::default()).await.unwrap();
+    let mark = scene.cluster.events.mark();
+    // Minutes, if nobody did anything.
+    let moved = scene.begin_move("web", 1, slow(256 << 10)).await;
+    let (task, migration) = moved.unwrap();
+    let events = &scene.cluster.events;
+    let phase = MigrationPhase::Precopy;
+    events.phase(mark, migration, phase, SETTLE).await.unwrap();
+    let switch = MigrationTuning {
+        postcopy: true,
+        ..MigrationTuning::default()
+    };
+    let api = scene.cluster.api.clone();
+    let refusal = api.tune(migration, &switch).await.unwrap_err();
+    let refusal = refusal.downcast_ref::<Refusal>().expect("a refusal");
+    assert_eq!(refusal.problem.field.as_deref(), Some("postcopy"));
+    let faster = MigrationTuning {
+        bandwidth: Some(BytesPerSec::ZERO),
+        ..MigrationTuning::default()
+    };
+    api.tune(migration, &faster).await.unwrap();
+    api.succeed(task.id, MOVE).await.unwrap();
+    scene.arrived("web", 1, migration).await.unwrap();
+    scene.pages_intact("web").await.unwrap();
 }

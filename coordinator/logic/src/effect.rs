@@ -6,7 +6,7 @@
 //! found again after a crash. When the commit fails, the state in memory is
 //! ahead of the store; the daemon has to end, and to start again from the store.
 
-use godwit_shared::api::{DryRun, Event, TaskView};
+use godwit_shared::api::{DryRun, Event, MigrationView, TaskView};
 use godwit_shared::model::{Millis, NodeId, Problem, TaskId, UnixMillis, VmId};
 use godwit_shared::wire::uplink::{CoordinatorMessage, NodeRequest};
 
@@ -83,6 +83,8 @@ pub enum Answer {
     Log(String),
     /// What stands against a migration.
     DryRun(DryRun),
+    /// The migration after a change.
+    Migration(MigrationView),
 }
 
 /// Something that is waited for.

@@ -4,12 +4,12 @@ use godwit_shared::api::{
     CommandOptions, CreateVm, MigrateRequest, MigrationView, NodeView, TaskView,
 };
 use godwit_shared::model::{
-    LifecycleCommand, MigrationId, Millis, NodeId, TaskId, UnixMillis, VmId,
+    LifecycleCommand, MigrationId, MigrationTuning, Millis, NodeId, TaskId, UnixMillis, VmId,
 };
 use godwit_shared::wire::uplink::{LogKind, NodeHello, NodeMessage};
 
 use crate::effect::Timer;
-use crate::record::SecretDigest;
+use crate::record::{Resolution, SecretDigest};
 
 /// One session of a node: the daemon numbers them, each number is used once
 /// for as long as this coordinator runs.
@@ -130,6 +130,24 @@ pub enum Input {
     CancelMigration {
         /// The migration.
         migration: MigrationId,
+    },
+    /// Change a migration while it runs.
+    TuneMigration {
+        /// The migration.
+        migration: MigrationId,
+        /// Who waits for the source's word.
+        ticket: Ticket,
+        /// What to change.
+        tuning: MigrationTuning,
+    },
+    /// End a source's doubt about its grant.
+    ResolveMigration {
+        /// The migration.
+        migration: MigrationId,
+        /// Who waits for the source's word.
+        ticket: Ticket,
+        /// The decision, and whose it is.
+        resolution: Resolution,
     },
     /// Somebody began or ceased to watch a migration's progress. The daemon
     /// counts the watchers.

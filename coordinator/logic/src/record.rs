@@ -8,6 +8,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+pub use godwit_shared::api::Resolution;
 use godwit_shared::api::{Event, TaskState};
 use godwit_shared::model::{
     DomainState, Epoch, LifecycleCommand, MigrationFailure, MigrationFigures, MigrationId,
@@ -141,6 +142,9 @@ pub struct MigrationRecord {
     /// Its end was concluded without the word of its source, which may still come.
     #[serde(default)]
     pub assumed: bool,
+    /// How an operator ended its source's doubt.
+    #[serde(default)]
+    pub resolution: Option<Resolution>,
     /// The task that waits for it.
     pub task: Option<TaskId>,
 }

@@ -4,6 +4,7 @@
 //! arguments, so the same code runs in production, under a model checker and
 //! in a simulation.
 
+pub mod clock;
 pub mod compat;
 pub mod domain;
 pub mod handoff;

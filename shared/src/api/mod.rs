@@ -20,6 +20,7 @@
 //! | `GET /api/v1/vms/{vm}/console` | | WebSocket, binary frames |
 //! | `GET /api/v1/migrations`, `/migrations/{id}` | | [`MigrationView`] (list) |
 //! | `POST /api/v1/migrations/{id}/cancel` | | [`MigrationView`] |
+//! | `POST /api/v1/migrations/{id}/resolve` | [`ResolveRequest`] | [`MigrationView`] |
 //! | `POST /api/v1/migrations/{id}/tune` | [`MigrationTuning`](crate::model::MigrationTuning) | [`MigrationView`] |
 //! | `GET /api/v1/tasks`, `/tasks/{id}` | | [`TaskView`] (list) |
 //! | `POST /api/v1/tasks/{id}/cancel` | | [`TaskView`] |
@@ -37,9 +38,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::model::{
-    AgentState, Capacity, DomainState, DomainUsage, Epoch, ExitReason, Forecast, MigrationFailure,
-    MigrationFigures, MigrationId, MigrationPhase, MigrationPolicy, MigrationProgress, Millis,
-    NodeFacts, NodeId, Problem, RunState, TaskId, UnixMillis, Usage, VmId, VmName, VmSpec,
+    AgentState, Capacity, DomainState, DomainUsage, DoubtDecision, Epoch, ExitReason, Forecast,
+    MigrationFailure, MigrationFigures, MigrationId, MigrationPhase, MigrationPolicy,
+    MigrationProgress, Millis, NodeFacts, NodeId, Problem, RunState, TaskId, UnixMillis, Usage,
+    VmId, VmName, VmSpec,
 };
 
 /// The cluster in a few numbers.
@@ -261,8 +263,32 @@ pub struct MigrationView {
     pub failure: Option<MigrationFailure>,
     /// How it was to go.
     pub policy: MigrationPolicy,
+    /// How an operator ended its source's doubt.
+    #[serde(default)]
+    pub resolution: Option<Resolution>,
     /// The task that waits for it.
     pub task: Option<TaskId>,
+}
+
+/// An operator's word on a grant whose fate is unknown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Resolution {
+    /// What was decided.
+    pub decision: DoubtDecision,
+    /// By whom.
+    pub by: String,
+    /// When.
+    pub at: UnixMillis,
+}
+
+/// Ends the doubt of a migration's source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResolveRequest {
+    /// What is decided.
+    pub decision: DoubtDecision,
+    /// The VM's name, typed anew: a wrong decision runs the guest twice, or ends it.
+    pub confirm: String,
 }
 
 /// How a long action stands.

@@ -4,12 +4,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::problem::Problem;
+use super::problem::{Problem, codes};
 use super::units::{Bytes, BytesPerSec, Millis};
 
 /// How a migration shall go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct MigrationPolicy {
     /// Multifd channels beside the main one; 0 sends all memory over the main channel.
     pub channels: u16,
@@ -54,6 +54,29 @@ impl Default for MigrationPolicy {
 impl MigrationPolicy {
     /// The priority of a move that nobody gave one.
     pub const NORMAL_PRIORITY: u8 = 50;
+    /// The highest priority.
+    pub const HIGHEST_PRIORITY: u8 = 100;
+
+    /// Whether the parts of the policy go together.
+    ///
+    /// # Errors
+    /// With the first that does not.
+    pub fn check(&self) -> Result<(), Problem> {
+        let wrong = |field: &str, text: String, remedy: &str| {
+            Err(Problem::new(codes::BODY_INVALID, text)
+                .field(format!("policy.{field}"))
+                .remedy(remedy))
+        };
+        if self.priority > Self::HIGHEST_PRIORITY {
+            let text = format!("the priority is {}", self.priority);
+            return wrong("priority", text, "give one from 0 to 100");
+        }
+        if self.timeout_action != TimeoutAction::default() && self.timeout.is_none() {
+            let text = "there is an action for a time limit, and no limit".to_owned();
+            return wrong("timeout", text, "say how long the migration may take");
+        }
+        Ok(())
+    }
 
     /// Whether QEMU has to be prepared for post-copy.
     pub fn allows_postcopy(&self) -> bool {
@@ -135,6 +158,16 @@ pub enum DoubtDecision {
     RunOnSource,
     /// It runs on the target, or shall not run: end it here.
     EndOnSource,
+}
+
+impl DoubtDecision {
+    /// The decision in words.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RunOnSource => "it runs on its source",
+            Self::EndOnSource => "it is ended on its source",
+        }
+    }
 }
 
 /// A span of time that an outcome is expected in.

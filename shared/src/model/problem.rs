@@ -37,6 +37,8 @@ pub mod codes {
         CONFIG_INVALID = "config_invalid";
         /// A request's body is not what the call takes.
         BODY_INVALID = "body_invalid";
+        /// What is asked for has to be confirmed by typing a name.
+        CONFIRMATION_NEEDED = "confirmation_needed";
         /// A request's query has a wrong parameter.
         QUERY_INVALID = "query_invalid";
         /// No such thing.

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use godwit_shared::model::NodeId;
+use godwit_shared::model::{BytesPerSec, Millis, NodeId, VmName};
 
 pub(crate) use parse::{Label, LabelSelector, VmRef};
 pub(crate) use vm::{
@@ -245,6 +245,63 @@ pub(crate) enum MigrationCommand {
         /// The end (or the whole) of its id, or a VM's name for that VM's newest
         migration: String,
     },
+    /// Change a migration while it sends memory
+    #[command(after_help = SET_EXAMPLES)]
+    Set(SetArgs),
+    /// Decide about a guest whose grant is in doubt, when its target cannot be asked
+    #[command(after_help = RESOLVE_HELP)]
+    Resolve(ResolveArgs),
+}
+
+const SET_EXAMPLES: &str = "\
+Examples:
+  godwit migration set web-1 --bandwidth 100MiB/s
+  godwit migration set web-1 --bandwidth 0          as fast as the link goes
+  godwit migration set web-1 --postcopy             it was begun with --postcopy fallback";
+
+/// `godwit migration set`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+pub(crate) struct SetArgs {
+    /// The end (or the whole) of its id, or a VM's name for that VM's newest
+    pub(crate) migration: String,
+    /// Send at most this much from now on; 0 lifts the limit
+    #[arg(long, value_name = "RATE", value_parser = parse::bandwidth_or_none, group = "change")]
+    pub(crate) bandwidth: Option<BytesPerSec>,
+    /// Aim at a pause of at most this long from now on, in milliseconds
+    #[arg(long, value_name = "MS", value_parser = parse::millis, group = "change")]
+    pub(crate) downtime: Option<Millis>,
+    /// Switch to post-copy now
+    #[arg(long, group = "change")]
+    pub(crate) postcopy: bool,
+}
+
+const RESOLVE_HELP: &str = "\
+The source has granted the right to run the guest, and cannot learn whether the
+target took it. Bring the target's daemon, or a path to it, back if you can: then
+the nodes settle it by themselves. If the target's host is gone for good, or you
+have made sure by hand of what runs there, decide here. A wrong decision runs the
+guest twice, on the same disks, or ends it. It is written down.
+
+Examples:
+  godwit migration resolve web-1 --run-on-source    it certainly runs nowhere else
+  godwit migration resolve web-1 --end-on-source    it runs on the target";
+
+/// `godwit migration resolve`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("decision").required(true))]
+pub(crate) struct ResolveArgs {
+    /// The end (or the whole) of its id, or a VM's name for that VM's newest
+    pub(crate) migration: String,
+    /// The guest certainly does not run on the target: run it on its source
+    #[arg(long, group = "decision")]
+    pub(crate) run_on_source: bool,
+    /// The guest runs on the target, or shall not run: end it on its source
+    #[arg(long, group = "decision")]
+    pub(crate) end_on_source: bool,
+    /// The VM's name, instead of being asked to type it
+    #[arg(long, value_name = "VM")]
+    pub(crate) i_have_checked: Option<VmName>,
 }
 
 /// `godwit task`.

@@ -5,8 +5,39 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use godwit_shared::model::{BytesPerSec, Millis, Problem, VmId, VmName, codes};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use godwit_shared::model::{
+    BytesPerSec, Millis, Postcopy, Problem, TimeoutAction, VmId, VmName, codes,
+};
 use serde_json::{Map, Value, json};
+
+/// `--postcopy`.
+pub(crate) fn postcopy() -> impl TypedValueParser<Value = Postcopy> {
+    PossibleValuesParser::new(["never", "fallback", "always"]).map(|word| match word.as_str() {
+        "fallback" => Postcopy::Fallback,
+        "always" => Postcopy::Always,
+        _ => Postcopy::Never,
+    })
+}
+
+/// As [`bandwidth`], and 0 for no limit.
+pub(crate) fn bandwidth_or_none(text: &str) -> Result<BytesPerSec, String> {
+    if text == "0" {
+        return Ok(BytesPerSec::ZERO);
+    }
+    bandwidth(text)
+}
+
+/// `--timeout-action`.
+pub(crate) fn timeout_action() -> impl TypedValueParser<Value = TimeoutAction> {
+    let words = ["cancel", "suspend", "postcopy", "force"];
+    PossibleValuesParser::new(words).map(|word| match word.as_str() {
+        "suspend" => TimeoutAction::Suspend,
+        "postcopy" => TimeoutAction::Postcopy,
+        "force" => TimeoutAction::Force,
+        _ => TimeoutAction::Cancel,
+    })
+}
 
 /// A VM by its name or its id. Both are safe in a URL's path.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,9 +1,10 @@
 //! `godwit vm`: the arguments.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use godwit_shared::model::{BytesPerSec, MiB, Millis, NodeId, VmName};
+use godwit_shared::model::{BytesPerSec, MiB, Millis, NodeId, Postcopy, TimeoutAction, VmName};
 
 use super::WaitArgs;
 use super::parse::{self, DiskFlag, Label, LabelSelector, NicFlag, VmRef};
@@ -235,7 +236,9 @@ Examples:
   godwit vm migrate web-1                      wherever it fits best
   godwit vm migrate web-1 --to node-2
   godwit vm migrate web-1 --to node-2 --dry-run   what stands against it
-  godwit vm migrate db-1 db-2 --bandwidth 200MiB/s --downtime 100";
+  godwit vm migrate db-1 db-2 --bandwidth 200MiB/s --downtime 100
+  godwit vm migrate db-1 --postcopy fallback      if it does not converge
+  godwit vm migrate db-1 --timeout 5m --timeout-action suspend";
 
 /// `godwit vm migrate`.
 #[derive(Debug, Args)]
@@ -262,8 +265,42 @@ pub(crate) struct MigrateArgs {
     /// Never slow the guest down, even if the migration cannot end otherwise
     #[arg(long)]
     pub(crate) no_auto_converge: bool,
-    #[command(flatten)]
-    pub(crate) wait: WaitArgs,
+    /// Let the guest run on the target before all of its memory is there: never,
+    /// when pre-copy stalls, or always. A host that dies then takes the guest along
+    #[arg(long, value_name = "WHEN", value_parser = parse::postcopy())]
+    pub(crate) postcopy: Option<Postcopy>,
+    /// How long it may take until the guest is switched over, for example 90s or 5m
+    #[arg(long, value_name = "TIME", value_parser = parse::duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// What to do then
+    #[arg(long, value_name = "ACTION", value_parser = parse::timeout_action(), requires = "timeout")]
+    pub(crate) timeout_action: Option<TimeoutAction>,
+    /// Wait until it is done (this is the default)
+    #[arg(long, conflicts_with = "detach", help_heading = "Waiting")]
+    pub(crate) wait: bool,
+    /// Do not wait: print the task's id
+    #[arg(short, long, help_heading = "Waiting")]
+    pub(crate) detach: bool,
+    /// Stop waiting after this long (exit code 6); the migration goes on
+    #[arg(
+        long,
+        value_name = "TIME",
+        value_parser = parse::duration,
+        conflicts_with = "detach",
+        help_heading = "Waiting"
+    )]
+    pub(crate) wait_timeout: Option<Duration>,
+}
+
+impl MigrateArgs {
+    /// How long to wait for its end.
+    pub(crate) fn waiting(&self) -> WaitArgs {
+        WaitArgs {
+            wait: self.wait,
+            detach: self.detach,
+            timeout: self.wait_timeout,
+        }
+    }
 }
 
 const PLACE_EXAMPLES: &str = "\

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use futures_util::StreamExt as _;
 use futures_util::stream;
 use godwit_shared::api::{DryRun, MigrateRequest, MigrationView, TaskView};
-use godwit_shared::model::{MigrationPolicy, Problem, codes};
+use godwit_shared::model::{MigrationPolicy, Millis, Problem, codes};
 use serde_json::Value;
 
 use super::lifecycle::finish;
@@ -37,7 +37,7 @@ pub(super) async fn run(args: MigrateArgs, client: &Client, ui: &Ui) -> Result<(
         .map(|(vm, answer)| (vm.to_string(), answer))
         .collect();
     // The sentence at the end wants the migration, not only its task.
-    finish(asked, &args.wait, client, ui, async |task| {
+    finish(asked, &args.waiting(), client, ui, async |task| {
         outcome(&task, client).await
     })
     .await
@@ -50,6 +50,9 @@ fn policy(args: &MigrateArgs) -> MigrationPolicy {
         bandwidth: args.bandwidth,
         downtime: args.downtime.unwrap_or(default.downtime),
         auto_converge: !args.no_auto_converge,
+        postcopy: args.postcopy.unwrap_or(default.postcopy),
+        timeout: args.timeout.map(Millis::from),
+        timeout_action: args.timeout_action.unwrap_or(default.timeout_action),
         ..default
     }
 }

@@ -1,12 +1,14 @@
 //! `godwit migration`.
 
-use godwit_shared::api::{MigrationView, TaskView};
-use godwit_shared::model::{MigrationId, MigrationPhase, Problem, VmName, codes};
+use godwit_shared::api::{MigrationView, ResolveRequest, TaskView};
+use godwit_shared::model::{
+    DoubtDecision, MigrationId, MigrationPhase, MigrationTuning, Problem, VmName, codes,
+};
 use serde_json::json;
 
 use super::by_id;
 use super::migrate::moved;
-use crate::args::MigrationCommand;
+use crate::args::{MigrationCommand, ResolveArgs};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{Item, Ui};
@@ -25,6 +27,18 @@ pub(super) async fn run(
             let ended = watch(migration, timeout, client, ui).await?;
             conclude(&ended, ui)
         }
+        MigrationCommand::Set(args) => {
+            let id = find(&args.migration, client).await?.view.id;
+            let tuning = MigrationTuning {
+                bandwidth: args.bandwidth,
+                downtime: args.downtime,
+                postcopy: args.postcopy,
+            };
+            let path = format!("/migrations/{id}/tune");
+            let changed = Item::read(client.post(&path, &tuning).await?)?;
+            told(&changed, "the migration was changed", ui)
+        }
+        MigrationCommand::Resolve(args) => resolve(args, client, ui).await,
         MigrationCommand::Cancel { migration } => {
             let id = find(&migration, client).await?.view.id;
             let answer = client
@@ -40,6 +54,60 @@ pub(super) async fn run(
             ))
         }
     }
+}
+
+fn told(migration: &Item<MigrationView>, what: &str, ui: &Ui) -> Result<(), Failure> {
+    if !ui.is_table() {
+        return ui.show(std::slice::from_ref(migration));
+    }
+    ui.print(&format!("{}: {what}", migration.view.name))
+}
+
+async fn resolve(args: ResolveArgs, client: &Client, ui: &Ui) -> Result<(), Failure> {
+    let migration = find(&args.migration, client).await?;
+    let decision = if args.run_on_source {
+        DoubtDecision::RunOnSource
+    } else {
+        DoubtDecision::EndOnSource
+    };
+    let confirm = match args.i_have_checked {
+        Some(name) => name.to_string(),
+        None => typed_name(&migration.view, decision)?,
+    };
+    let request = ResolveRequest { decision, confirm };
+    let path = format!("/migrations/{}/resolve", migration.view.id);
+    let decided = Item::read(client.post(&path, &request).await?)?;
+    told(&decided, decision.as_str(), ui)
+}
+
+/// Asks for the VM's name; only a person at a terminal can answer.
+fn typed_name(migration: &MigrationView, decision: DoubtDecision) -> Result<String, Failure> {
+    use std::io::{IsTerminal as _, Write as _};
+    if !std::io::stdin().is_terminal() {
+        return Err(Problem::new(
+            codes::CONFIRMATION_NEEDED,
+            format!("to decide about {} takes a confirmation", migration.name),
+        )
+        .field("--i-have-checked")
+        .remedy(format!(
+            "make sure of what runs on {}, then add --i-have-checked {}",
+            migration.target, migration.name
+        ))
+        .into());
+    }
+    let mut error = std::io::stderr().lock();
+    let asked = write!(
+        error,
+        "{}, whatever {} does. Have you made sure of what runs there? Type the VM's name: ",
+        decision.as_str(),
+        migration.target
+    );
+    let mut line = String::new();
+    asked
+        .and_then(|()| error.flush())
+        .and_then(|()| std::io::stdin().read_line(&mut line))
+        .map_err(|error| Problem::internal(format!("the terminal: {error}")))?;
+    Ok(line.trim().to_owned())
 }
 
 /// By id, by the end of an id, or a VM's newest.

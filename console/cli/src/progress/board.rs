@@ -132,7 +132,7 @@ pub(crate) fn migration_text(migration: &MigrationView) -> String {
     let mut parts = vec![migration.phase.to_string()];
     if matches!(
         migration.phase,
-        MigrationPhase::Precopy | MigrationPhase::Switchover
+        MigrationPhase::Precopy | MigrationPhase::Switchover | MigrationPhase::Postcopy
     ) {
         if migration.phase == MigrationPhase::Precopy {
             parts.push(match p.eta {

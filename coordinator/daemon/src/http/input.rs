@@ -25,6 +25,19 @@ pub(super) async fn body_or_default<T: DeserializeOwned + Default>(
     }
 }
 
+/// Reads a JSON body that has to be there.
+pub(super) async fn body<T: DeserializeOwned>(
+    request: &HttpRequest,
+    payload: web::Payload,
+) -> Result<T, Refusal> {
+    match json(request, payload).await? {
+        None => Err(invalid("", "the body is empty")
+            .remedy("/api/openapi.json says what it takes")
+            .into()),
+        Some(value) => Ok(read(value)?),
+    }
+}
+
 /// Reads the body that defines a VM. Every problem of it is reported at once.
 pub(super) async fn create_vm(
     request: &HttpRequest,

@@ -4,14 +4,16 @@ use std::time::Duration;
 
 use actix_web::{HttpRequest, HttpResponse, web};
 use godwit_coordinator_logic::cluster::Cluster;
-use godwit_coordinator_logic::input::{Input, Output};
-use godwit_shared::api::MigrationView;
-use godwit_shared::model::{MigrationId, Problem};
+use godwit_coordinator_logic::effect::Answer as Word;
+use godwit_coordinator_logic::input::{Input, Output, Ticket};
+use godwit_shared::api::{MigrationView, Resolution, ResolveRequest};
+use godwit_shared::model::{MigrationId, MigrationTuning, Problem, UnixMillis, codes};
 
 use super::Api;
 use super::answer::{Answer, look_until, unexpected};
-use super::input::Parameters;
+use super::input::{Parameters, body, body_or_default};
 use super::tasks::MAX_WAIT;
+use crate::cluster::Answered;
 
 /// Every migration that is kept, by time of birth.
 #[utoipa::path(
@@ -84,5 +86,97 @@ pub(super) async fn cancel(
     {
         Output::Migration(view) => Ok(HttpResponse::Ok().json(view)),
         other => Err(unexpected(&other)),
+    }
+}
+
+/// Changes a migration while it runs: its limits, or a switch to post-copy.
+#[utoipa::path(
+    post, path = "/api/v1/migrations/{id}/tune", tag = "migrations",
+    params(("id" = String, Path, description = "The migration's id")),
+    request_body = MigrationTuning,
+    responses(
+        (status = 200, description = "The migration, changed", body = MigrationView),
+        (status = 404, description = "No such migration", body = Problem),
+        (status = 409, description = "It does not send memory", body = Problem),
+    ),
+    security(("admin" = []))
+)]
+pub(super) async fn tune(
+    api: web::Data<Api>,
+    request: HttpRequest,
+    path: web::Path<String>,
+    payload: web::Payload,
+) -> Answer {
+    Parameters::of(&request, &[])?;
+    let migration: MigrationId = path.parse()?;
+    let tuning: MigrationTuning = body_or_default(&request, payload).await?;
+    steer(&api, |ticket| Input::TuneMigration {
+        migration,
+        ticket,
+        tuning,
+    })
+    .await
+}
+
+/// Ends the doubt of a source about its grant, by an operator who has seen to
+/// it that no other node runs the guest, or that one does. Written down.
+#[utoipa::path(
+    post, path = "/api/v1/migrations/{id}/resolve", tag = "migrations",
+    params(("id" = String, Path, description = "The migration's id")),
+    request_body = ResolveRequest,
+    responses(
+        (status = 200, description = "The migration, decided", body = MigrationView),
+        (status = 400, description = "The VM's name was not typed", body = Problem),
+        (status = 404, description = "No such migration", body = Problem),
+        (status = 409, description = "It is not in doubt", body = Problem),
+    ),
+    security(("admin" = []))
+)]
+pub(super) async fn resolve(
+    api: web::Data<Api>,
+    request: HttpRequest,
+    path: web::Path<String>,
+    payload: web::Payload,
+) -> Answer {
+    Parameters::of(&request, &[])?;
+    let migration: MigrationId = path.parse()?;
+    let wanted: ResolveRequest = body(&request, payload).await?;
+    let view = api
+        .cluster
+        .reader()
+        .peek(|cluster| cluster.migration(migration))?;
+    if wanted.confirm != view.name.as_str() {
+        let text = format!(
+            "`confirm` is `{}`, and the VM's name is {}",
+            wanted.confirm, view.name
+        );
+        return Err(Problem::new(codes::CONFIRMATION_NEEDED, text)
+            .field("confirm")
+            .value(wanted.confirm)
+            .remedy("make sure where the guest runs, then type the VM's name")
+            .into());
+    }
+    let resolution = Resolution {
+        decision: wanted.decision,
+        // There is one credential so far.
+        by: "admin".to_owned(),
+        at: UnixMillis::now(),
+    };
+    steer(&api, |ticket| Input::ResolveMigration {
+        migration,
+        ticket,
+        resolution,
+    })
+    .await
+}
+
+/// Asks the source, and answers with the migration as it is then.
+async fn steer(api: &Api, input: impl FnOnce(Ticket) -> Input) -> Answer {
+    match api.cluster.ask(input).await? {
+        Answered::Answer(Word::Migration(view)) => Ok(HttpResponse::Ok().json(view)),
+        Answered::Output(other) => Err(unexpected(&other)),
+        Answered::Answer(other) => {
+            Err(Problem::internal(format!("a migration gave {other:?}")).into())
+        }
     }
 }

@@ -29,6 +29,7 @@ use super::{cluster, console, events, migrations, nodes, page, tasks, vms};
         vms::list, vms::create, vms::show, vms::remove, vms::command, vms::migrate, vms::logs,
         console::attach,
         migrations::list, migrations::show, migrations::cancel,
+        migrations::tune, migrations::resolve,
         tasks::list, tasks::show, tasks::cancel,
     ),
     components(schemas(

@@ -101,6 +101,8 @@ pub(super) fn v1() -> Vec<Path> {
         at("/migrations").get(web::route().to(migrations::list)),
         at("/migrations/{id}").get(web::route().to(migrations::show)),
         at("/migrations/{id}/cancel").post(web::route().to(migrations::cancel)),
+        at("/migrations/{id}/tune").post(web::route().to(migrations::tune)),
+        at("/migrations/{id}/resolve").post(web::route().to(migrations::resolve)),
         at("/tasks").get(web::route().to(tasks::list)),
         at("/tasks/{id}").get(web::route().to(tasks::show)),
         at("/tasks/{id}/cancel").post(web::route().to(tasks::cancel)),

@@ -191,6 +191,7 @@ pub(super) async fn migrate(
 ) -> Answer {
     Parameters::of(&request, &[])?;
     let request: MigrateRequest = body_or_default(&request, payload).await?;
+    request.policy.check()?;
     let vm = find(&api, &path)?;
     let (migration, task) = (MigrationId::generate(), TaskId::generate());
     let answered = api

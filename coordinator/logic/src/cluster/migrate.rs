@@ -50,6 +50,7 @@ impl Cluster {
             figures: MigrationFigures::default(),
             failure: None,
             assumed: false,
+            resolution: None,
             task: None,
         };
         if request.dry_run {

@@ -62,6 +62,7 @@ mod room;
 mod runners;
 mod session;
 mod state;
+mod steer;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -217,6 +218,16 @@ impl Cluster {
                 request,
             } => self.on_migrate(turn, vm, migration, task, ticket, request),
             Input::CancelMigration { migration } => self.on_cancel_migration(turn, migration),
+            Input::TuneMigration {
+                migration,
+                ticket,
+                tuning,
+            } => self.on_tune_migration(turn, migration, ticket, tuning),
+            Input::ResolveMigration {
+                migration,
+                ticket,
+                resolution,
+            } => self.on_resolve_migration(turn, migration, ticket, resolution),
             Input::WatchMigration { migration, watch } => {
                 self.on_watch_migration(turn, migration, watch)
             }

@@ -114,6 +114,7 @@ impl Cluster {
             figures: MigrationFigures::default(),
             failure: None,
             assumed: false,
+            resolution: None,
             task: None,
         };
         let message = format!("{} is found moving to {}", record.name, record.target);

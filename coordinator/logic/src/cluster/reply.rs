@@ -52,6 +52,11 @@ impl Cluster {
                 found,
             } => answer(turn, ticket, dry_run(target, found, outcome)),
             Purpose::Log(ticket) => answer(turn, ticket, log(outcome)),
+            Purpose::Steer {
+                ticket,
+                migration,
+                resolution,
+            } => self.on_steered(turn, migration, ticket, resolution, outcome),
             Purpose::Verdict { asker, query } => {
                 self.on_verdict_reply(turn, &asker, &query, outcome.ok().as_ref());
             }
@@ -224,7 +229,9 @@ impl Cluster {
     /// No answer will come; whoever waits for one is told.
     fn give_up(&mut self, turn: &mut Turn, purpose: Purpose, problem: &Problem) {
         match purpose {
-            Purpose::DryRun { ticket, .. } | Purpose::Log(ticket) => {
+            Purpose::DryRun { ticket, .. }
+            | Purpose::Steer { ticket, .. }
+            | Purpose::Log(ticket) => {
                 answer(turn, ticket, Err(problem.clone()));
             }
             Purpose::Verdict { asker, query } => {
@@ -418,7 +425,7 @@ fn dry_run(
     }))
 }
 
-fn wrong_reply() -> Problem {
+pub(super) fn wrong_reply() -> Problem {
     Problem::new(
         codes::PROTOCOL,
         "the node answered something else than was asked",

@@ -11,7 +11,7 @@ use godwit_shared::wire::uplink::VerdictQuery;
 
 use super::Cluster;
 use crate::input::{SessionId, Ticket};
-use crate::record::{MigrationRecord, NodeRecord, TaskRecord, TokenRecord, VmRecord};
+use crate::record::{MigrationRecord, NodeRecord, Resolution, TaskRecord, TokenRecord, VmRecord};
 
 /// What outlives the coordinator.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -152,6 +152,12 @@ pub(super) enum Purpose {
         target: NodeId,
         /// What placement found.
         found: Vec<Problem>,
+    },
+    /// To change a migration, or to end its source's doubt.
+    Steer {
+        ticket: Ticket,
+        migration: MigrationId,
+        resolution: Option<Resolution>,
     },
     /// To read a log.
     Log(Ticket),

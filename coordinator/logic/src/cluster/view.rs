@@ -277,6 +277,7 @@ impl Cluster {
             figures: record.figures,
             failure: record.failure.clone(),
             policy: record.policy.clone(),
+            resolution: record.resolution.clone(),
             task: record.task,
         }
     }

@@ -23,6 +23,7 @@ use super::calls::{follow, record_handoff};
 use super::manager::{Ended, MigrationContext};
 use super::outgoing::PROBE;
 use super::peer::{self, Closer};
+use super::progress::now_us;
 use super::tombstones::Tombstones;
 use super::{qemu, relay};
 use crate::domain::DomainActor;
@@ -718,12 +719,6 @@ impl Handler<Reunion> for Incoming {
         self.open_link(connection, sender, messages);
         self.step(TargetEvent::Resume, ctx);
     }
-}
-
-/// The host's clock, as QEMU's events have it, in microseconds since the epoch.
-fn now_us() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(0))
 }
 
 /// Writes down that the guest ran here, however often that takes.

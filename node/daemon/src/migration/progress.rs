@@ -1,5 +1,6 @@
 //! What is told of a migration while it goes on: the report that the bus carries.
 
+use godwit_node_logic::clock::OtherClock;
 use godwit_node_logic::handoff::Outcome;
 use godwit_shared::model::{
     Epoch, MigrationFailure, MigrationFigures, MigrationId, MigrationPhase, MigrationProgress,
@@ -19,6 +20,14 @@ pub(super) struct Progress {
     trouble_at: Option<std::time::Instant>,
     /// The guest was lost in post-copy.
     lost: bool,
+    /// The target's.
+    clock: OtherClock,
+}
+
+/// The host's clock, as QEMU's events have it, in microseconds since the epoch.
+pub(super) fn now_us() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(0))
 }
 
 impl Progress {
@@ -50,6 +59,7 @@ impl Progress {
             stopped_at: None,
             trouble_at: None,
             lost: false,
+            clock: OtherClock::default(),
         }
     }
 
@@ -78,12 +88,34 @@ impl Progress {
         self.stopped_at = Some(timestamp_us);
     }
 
-    /// The target's word that the CPUs run has arrived.
-    pub(super) fn activated(&mut self) {
-        if let Some(stopped) = self.stopped_at {
-            let now_us = UnixMillis::now().0.saturating_mul(1000);
-            self.report.blackout = Some(Millis(now_us.saturating_sub(stopped) / 1000));
-        }
+    /// The target has said what time it is there.
+    pub(super) fn told_time(&mut self, sent_us: u64, there_us: u64) {
+        self.clock.heard(sent_us, there_us, now_us());
+    }
+
+    /// The target's word that the CPUs run has arrived, with the moment of it on
+    /// the target's clock. Without that moment, or with nothing known of that
+    /// clock, the pause is taken until now: one message too long.
+    pub(super) fn activated(&mut self, resumed_us: Option<u64>) {
+        let now = now_us();
+        self.report.figures.duration = Some(self.report.started.until(UnixMillis(now / 1000)));
+        let Some(stopped) = self.stopped_at else {
+            return;
+        };
+        let known = self.clock.offset(now);
+        let pause = match (resumed_us, known) {
+            (Some(resumed), Some(offset)) => {
+                self.report.figures.clock_error_us = Some(offset.error);
+                offset.between(stopped, resumed)
+            }
+            _ => now.saturating_sub(stopped),
+        };
+        self.report.blackout = Some(Millis(pause.div_ceil(1000)));
+    }
+
+    /// The pause by QEMU's own count.
+    pub(super) fn qemu_downtime(&mut self, downtime: Option<Millis>) {
+        self.report.figures.qemu_downtime = downtime;
     }
 
     /// Pass after pass leaves as much to send.

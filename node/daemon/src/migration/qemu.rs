@@ -306,6 +306,15 @@ pub(super) async fn sample(domain: &Addr<DomainActor>) -> Result<MigrationProgre
     ))
 }
 
+/// QEMU's last sample, and how long it says that the guest stood still.
+pub(super) async fn last_sample(
+    domain: &Addr<DomainActor>,
+) -> Result<(MigrationProgress, Option<Millis>), Problem> {
+    let answer = execute(domain, "query-migrate", Value::Null).await?;
+    let downtime = answer.get("downtime").and_then(Value::as_u64);
+    Ok((progress(&answer), downtime.map(Millis)))
+}
+
 /// Reads `query-migrate`. What QEMU leaves out is zero.
 fn progress(answer: &Value) -> MigrationProgress {
     let ram = answer.get("ram");

@@ -1,7 +1,9 @@
 //! Migrations.
 
+use std::fmt::Write as _;
+
 use godwit_shared::api::MigrationView;
-use godwit_shared::model::{MigrationPhase, UnixMillis};
+use godwit_shared::model::{MigrationPhase, Postcopy, TimeoutAction, UnixMillis};
 
 use super::{Cell, Column, Listed, Shown, or_dash, problem};
 use crate::output::human;
@@ -45,7 +47,9 @@ impl Listed for MigrationView {
 fn tone(phase: MigrationPhase) -> Tone {
     match phase {
         MigrationPhase::Completed => Tone::Good,
-        MigrationPhase::Failed | MigrationPhase::InDoubt => Tone::Bad,
+        MigrationPhase::Failed | MigrationPhase::InDoubt | MigrationPhase::PostcopyPaused => {
+            Tone::Bad
+        }
         MigrationPhase::Cancelled => Tone::Faint,
         _ => Tone::Busy,
     }
@@ -85,10 +89,18 @@ impl Shown for MigrationView {
             ));
         }
         if let Some(blackout) = self.blackout {
-            sheet.push(("Blackout", blackout.to_string()));
+            let qemu = self.figures.qemu_downtime;
+            let beside = qemu.map(|qemu| format!(" (by QEMU's own count {qemu})"));
+            let text = format!("{blackout}{}", beside.unwrap_or_default());
+            sheet.push(("Blackout", text));
         }
         sheet.extend(progress(self));
         sheet.push(("Policy", policy(self)));
+        if let Some(resolution) = &self.resolution {
+            let (what, by) = (resolution.decision.as_str(), &resolution.by);
+            let when = human::moment(resolution.at, now);
+            sheet.push(("Decided", format!("{what}, by {by}, {when}")));
+        }
         if let Some(task) = self.task {
             sheet.push(("Task", task.to_string()));
         }
@@ -126,6 +138,9 @@ fn progress(migration: &MigrationView) -> Vec<(&'static str, String)> {
         ),
         ("Dirtied", format!("{}, pass {}", p.dirty_rate, p.iteration)),
     ];
+    if p.stalled {
+        sheet.push(("Stalled", "the guest dirties more than is sent".to_owned()));
+    }
     if p.throttle_percent > 0 {
         sheet.push(("Slowed down", format!("{}%", p.throttle_percent)));
     }
@@ -145,9 +160,32 @@ fn policy(migration: &MigrationView) -> String {
     } else {
         "no auto-converge"
     };
-    format!(
+    let mut text = format!(
         "{}, {bandwidth}, downtime {}, {converge}",
         human::count(u64::from(policy.channels), "channel"),
         policy.downtime
-    )
+    );
+    match policy.postcopy {
+        Postcopy::Never => {}
+        Postcopy::Fallback => text.push_str(", post-copy if it stalls"),
+        Postcopy::Always => text.push_str(", post-copy"),
+    }
+    if let Some(timeout) = policy.timeout {
+        let _ = write!(
+            text,
+            ", {} after {}",
+            action(policy.timeout_action),
+            human::span(timeout)
+        );
+    }
+    text
+}
+
+const fn action(action: TimeoutAction) -> &'static str {
+    match action {
+        TimeoutAction::Cancel => "cancel",
+        TimeoutAction::Suspend => "suspend",
+        TimeoutAction::Postcopy => "post-copy",
+        TimeoutAction::Force => "force",
+    }
 }

@@ -13,14 +13,14 @@ fn moving() -> (Bench, VmId, MigrationId, TaskId) {
     (bench, vm, migration, task)
 }
 
-fn accepted() -> (Bench, VmId, MigrationId, TaskId) {
+pub(super) fn accepted() -> (Bench, VmId, MigrationId, TaskId) {
     let (mut bench, vm, migration, task) = moving();
     let asked = bench.asked();
     bench.reply(&asked, Ok(NodeReply::Done));
     (bench, vm, migration, task)
 }
 
-fn phase(bench: &mut Bench, id: MigrationId, phase: MigrationPhase) {
+pub(super) fn phase(bench: &mut Bench, id: MigrationId, phase: MigrationPhase) {
     let report = bench.moving(id, phase, 1);
     bench.say("node-1", NodeMessage::Migration(report));
 }

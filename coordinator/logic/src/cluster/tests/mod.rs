@@ -10,6 +10,7 @@ mod migration;
 mod ownership;
 mod restart;
 mod simulation;
+mod steering;
 mod views;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

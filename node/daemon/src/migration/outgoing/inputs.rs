@@ -4,7 +4,7 @@
 use actix::prelude::*;
 use godwit_node_logic::handoff::{QemuMigration, SourceEvent};
 use godwit_shared::model::{
-    DoubtDecision, MigrationPhase, MigrationProgress, MigrationTuning, Problem, codes,
+    DoubtDecision, MigrationPhase, MigrationProgress, MigrationTuning, Millis, Problem, codes,
 };
 use godwit_shared::wire::peer::{SourceMessage, TargetMessage};
 use tokio::sync::mpsc;
@@ -32,6 +32,8 @@ pub(super) enum Input {
     Sampled(MigrationProgress),
     /// A pass has begun, with this sample.
     Passed(u32, MigrationProgress),
+    /// QEMU's last figures, and its count of the pause.
+    Retiring(MigrationProgress, Option<Millis>),
     /// Something the operator should know.
     Alarm(Problem),
     /// A question is through, with or without a word.
@@ -75,7 +77,11 @@ impl Outgoing {
             }
             _ => match qemu::meaning(event) {
                 Some(QemuMigration::Failed(_)) => self.fetch_failure(),
-                Some(change) => self.step(SourceEvent::Qemu(change), ctx),
+                Some(change) => {
+                    self.step(SourceEvent::Qemu(change), ctx);
+                    // Beside what the step has sent, and behind it.
+                    self.ask_time();
+                }
                 None => {}
             },
         }
@@ -112,13 +118,17 @@ impl Outgoing {
             TargetMessage::Loaded { .. } => SourceEvent::Loaded,
             TargetMessage::Failed { reason, .. } => SourceEvent::TargetFailed(reason),
             TargetMessage::Taken { epoch, .. } => SourceEvent::Taken(epoch),
-            TargetMessage::Activated { epoch, .. } => {
-                self.progress.activated();
+            TargetMessage::Activated {
+                epoch, resumed_us, ..
+            } => {
+                self.progress.activated(resumed_us);
                 SourceEvent::Activated(epoch)
             }
             TargetMessage::ResumeReady { .. } => SourceEvent::ResumeReady,
             TargetMessage::Complete { .. } => SourceEvent::Complete,
-            TargetMessage::Time { .. } => return,
+            TargetMessage::Time {
+                sent_us, here_us, ..
+            } => return self.progress.told_time(sent_us, here_us),
             TargetMessage::HandBack { epoch, reason, .. } => {
                 SourceEvent::HandBack { epoch, reason }
             }
@@ -165,12 +175,17 @@ impl StreamHandler<Input> for Outgoing {
                 self.step(SourceEvent::Pass { number, remaining }, ctx);
             }
             Input::Sampled(sample) => self.progress.sampled(sample),
+            Input::Retiring(sample, downtime) => {
+                self.progress.sampled(sample);
+                self.progress.qemu_downtime(downtime);
+            }
             Input::Alarm(problem) => self.progress.alarm(problem),
             Input::Asked(Way::Direct) => self.asking.direct = false,
             Input::Asked(Way::Relayed) => self.asking.relayed = false,
             Input::Connected(generation, dialled, outbox) => {
                 if generation == self.generation {
                     self.link = Some(Link::new(dialled, outbox));
+                    self.ask_time();
                 }
             }
         }

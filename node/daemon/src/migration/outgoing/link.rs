@@ -16,6 +16,7 @@ use super::{Departure, Outgoing, PROBE};
 use crate::domain::messages::OutgoingFacts;
 use crate::migration::manager::MigrationContext;
 use crate::migration::peer::{self, Closer, Dialled};
+use crate::migration::progress::now_us;
 use crate::migration::qemu;
 
 /// The connection to the target while it stands.
@@ -68,6 +69,16 @@ impl Outgoing {
                 let _ = inputs.send(Input::LinkLost(generation, problem));
             }
         });
+    }
+
+    /// Asks what time it is at the target: the pause ends there.
+    pub(super) fn ask_time(&self) {
+        if let Some(link) = &self.link {
+            let _ = link.outbox.send(SourceMessage::AskTime {
+                migration: self.migration(),
+                sent_us: now_us(),
+            });
+        }
     }
 
     /// Post-copy: what is left of the old connection goes, so that QEMU notices;

@@ -36,6 +36,8 @@ pub(super) use link::prepare;
 pub(super) const PROBE: Duration = Duration::from_millis(25);
 /// Samples for those who watch: twice a second.
 const SAMPLE: Duration = Duration::from_millis(500);
+/// How often the target's clock is looked at.
+const ASK_TIME: Duration = Duration::from_secs(1);
 /// How long to wait before something that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long the coordinator may take to find out what became of a grant.
@@ -403,8 +405,8 @@ impl Outgoing {
         let domain = self.departure.domain.clone();
         let inputs = self.inputs.clone();
         self.beside(async move {
-            if let Ok(sample) = qemu::sample(&domain).await {
-                let _ = inputs.send(Input::Sampled(sample));
+            if let Ok((sample, downtime)) = qemu::last_sample(&domain).await {
+                let _ = inputs.send(Input::Retiring(sample, downtime));
             }
             // The guest runs elsewhere: its QEMU here has to end, however often
             // that takes. An actor that is gone has nothing left to end.
@@ -454,6 +456,7 @@ impl Actor for Outgoing {
             actor.connect();
         }));
         ctx.run_interval(SAMPLE, |actor, _| actor.sample_if_watched());
+        ctx.run_interval(ASK_TIME, |actor, _| actor.ask_time());
     }
 }
 
