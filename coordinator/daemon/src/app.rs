@@ -185,6 +185,7 @@ fn settings(config: &Config, authority: &Authority) -> Settings {
         ca_fingerprint: authority.ca().fingerprint().to_string(),
         started: UnixMillis::now(),
         weights: config.weights,
+        migrations: config.migrations,
         limits: Limits::default(),
     }
 }

@@ -11,6 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use godwit_coordinator_logic::cluster::MigrationLimits;
 use godwit_coordinator_logic::placement::Weights;
 use godwit_shared::model::{NodeId, Problem, codes};
 use godwit_shared::transport::TransportOptions;
@@ -50,6 +51,8 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// What placement weighs.
     pub weights: Weights,
+    /// How many migrations may run at once.
+    pub migrations: MigrationLimits,
     /// The log filter, in the syntax of `tracing_subscriber::EnvFilter`.
     pub log: String,
 }
@@ -94,6 +97,8 @@ pub struct RawConfig {
     liveness: RawLiveness,
     #[serde(default)]
     placement: Weights,
+    #[serde(default)]
+    migrations: MigrationLimits,
     log: Option<String>,
 }
 
@@ -134,6 +139,7 @@ impl Config {
             keep_alive: or(raw.liveness.keep_alive_ms, default.keep_alive),
             idle_timeout: or(raw.liveness.idle_timeout_ms, default.idle_timeout),
             weights: weights(raw.placement, &mut found),
+            migrations: migrations(raw.migrations, &mut found),
             log: log(flags.log.or(raw.log), &mut found),
         };
         found.extend(config.liveness_problem());
@@ -276,6 +282,21 @@ fn weights(weights: Weights, found: &mut Vec<Problem>) -> Weights {
         }
     }
     weights
+}
+
+fn migrations(limits: MigrationLimits, found: &mut Vec<Problem>) -> MigrationLimits {
+    let all = [
+        ("per_node", limits.per_node),
+        ("per_link", limits.per_link),
+        ("cluster", limits.cluster),
+    ];
+    for (name, limit) in all {
+        if limit == 0 {
+            let remedy = "give at least 1; cordon the nodes to keep VMs away from them";
+            found.push(invalid(&format!("migrations.{name}"), limit, remedy));
+        }
+    }
+    limits
 }
 
 fn log(text: Option<String>, found: &mut Vec<Problem>) -> String {

@@ -139,6 +139,9 @@ pub struct MigrationRecord {
     pub figures: MigrationFigures,
     /// Why it did not succeed; while it lasts, what its source raises an alarm about.
     pub failure: Option<MigrationFailure>,
+    /// It waits for a place, and its source was not asked yet.
+    #[serde(default)]
+    pub waiting: bool,
     /// Its end was concluded without the word of its source, which may still come.
     #[serde(default)]
     pub assumed: bool,

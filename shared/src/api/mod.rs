@@ -263,11 +263,25 @@ pub struct MigrationView {
     pub failure: Option<MigrationFailure>,
     /// How it was to go.
     pub policy: MigrationPolicy,
+    /// Where it stands in the queue, while it waits.
+    #[serde(default)]
+    pub queue: Option<QueueView>,
     /// How an operator ended its source's doubt.
     #[serde(default)]
     pub resolution: Option<Resolution>,
     /// The task that waits for it.
     pub task: Option<TaskId>,
+}
+
+/// Where a migration stands in the queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct QueueView {
+    /// Its place, from 1.
+    pub position: u32,
+    /// What it waits for.
+    pub reason: String,
+    /// When it is likely to begin, from how long moves have taken so far.
+    pub estimated_start: Option<UnixMillis>,
 }
 
 /// An operator's word on a grant whose fate is unknown.

@@ -275,6 +275,9 @@ pub(crate) struct MigrateArgs {
     /// What to do then
     #[arg(long, value_name = "ACTION", value_parser = parse::timeout_action(), requires = "timeout")]
     pub(crate) timeout_action: Option<TimeoutAction>,
+    /// The place in the queue, 0 to 100: higher goes first [default: 50]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) priority: Option<u8>,
     /// Wait until it is done (this is the default)
     #[arg(long, conflicts_with = "detach", help_heading = "Waiting")]
     pub(crate) wait: bool,

@@ -53,6 +53,7 @@ fn policy(args: &MigrateArgs) -> MigrationPolicy {
         postcopy: args.postcopy.unwrap_or(default.postcopy),
         timeout: args.timeout.map(Millis::from),
         timeout_action: args.timeout_action.unwrap_or(default.timeout_action),
+        priority: args.priority.unwrap_or(default.priority),
         ..default
     }
 }

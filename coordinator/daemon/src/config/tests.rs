@@ -114,3 +114,21 @@ fn advertised_addresses_are_read_in_every_form() {
         assert_eq!(Advertise::read(bad), None, "{bad:?}");
     }
 }
+
+#[test]
+fn a_limit_of_no_migrations_is_refused_by_name() {
+    let problem = check("[migrations]\nper_node = 0\nper_link = 0").unwrap_err();
+    assert_eq!(problem.field.as_deref(), Some("migrations.per_node"));
+    assert_eq!(
+        problem.also[0].field.as_deref(),
+        Some("migrations.per_link")
+    );
+    assert!(check("[migrations]\nper_nod = 1").is_err());
+    assert_eq!(
+        check("[migrations]\ncluster = 2")
+            .unwrap()
+            .migrations
+            .cluster,
+        2
+    );
+}

@@ -14,7 +14,7 @@ use godwit_coordinator::state_dir::StateDir;
 use godwit_coordinator::store::{
     Commit, CommitError, Entry, Pending, RedbStore, Revision, Scan, Store, StoreError, Watch,
 };
-use godwit_coordinator_logic::cluster::{Limits, Settings};
+use godwit_coordinator_logic::cluster::{Limits, MigrationLimits, Settings};
 use godwit_coordinator_logic::input::Input;
 use godwit_coordinator_logic::placement::Weights;
 use godwit_shared::api::{CreateVm, TaskState, TaskView, VmView};
@@ -70,6 +70,7 @@ fn settings() -> Settings {
         ca_fingerprint: String::new(),
         started: UnixMillis::now(),
         weights: Weights::default(),
+        migrations: MigrationLimits::default(),
         limits: Limits::default(),
     }
 }

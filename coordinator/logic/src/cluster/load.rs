@@ -76,6 +76,9 @@ impl Cluster {
                 continue;
             }
             observed.moving.insert(record.vm, record.id);
+            if record.waiting {
+                observed.waiting.insert(record.id, String::new());
+            }
             let known = Move {
                 progress: record.progress,
                 ..Move::default()

@@ -14,7 +14,7 @@ use super::Cluster;
 use super::command::conflict;
 use super::progress::about;
 use super::room::choice;
-use super::state::{Knowledge, Move, Purpose};
+use super::state::{Move, Purpose};
 use super::turn::Turn;
 use crate::input::{Output, Ticket};
 use crate::placement::Request;
@@ -49,6 +49,7 @@ impl Cluster {
             blackout: None,
             figures: MigrationFigures::default(),
             failure: None,
+            waiting: true,
             assumed: false,
             resolution: None,
             task: None,
@@ -71,9 +72,14 @@ impl Cluster {
 
     /// The node that the VM is on, when it can be moved from there.
     fn check_source(&self, vm: VmId) -> Result<NodeId, Problem> {
+        self.check_idle(vm, LifecycleCommand::Pause)?;
+        self.movable_from(vm)
+    }
+
+    /// The same, for a move that was asked for before.
+    pub(super) fn movable_from(&self, vm: VmId) -> Result<NodeId, Problem> {
         let record = self.vm_record(vm)?;
         let name = &record.name;
-        self.check_idle(vm, LifecycleCommand::Pause)?;
         let state = |node| {
             let report = self.report(node, vm);
             report.map_or(DomainState::Stopped, |report| report.state)
@@ -127,7 +133,7 @@ impl Cluster {
         Ok((asked.clone(), found))
     }
 
-    fn machine_in_use<'a>(&'a self, record: &'a VmRecord) -> Option<&'a str> {
+    pub(super) fn machine_in_use<'a>(&'a self, record: &'a VmRecord) -> Option<&'a str> {
         let report = self.owner_report(record.id);
         let in_use = report.and_then(|report| report.machine.as_deref());
         in_use
@@ -135,7 +141,7 @@ impl Cluster {
             .or(record.spec.machine.as_deref())
     }
 
-    fn accelerator_in_use(&self, record: &VmRecord) -> Accelerator {
+    pub(super) fn accelerator_in_use(&self, record: &VmRecord) -> Accelerator {
         let report = self.owner_report(record.id);
         match report.and_then(|report| report.accelerator.as_deref()) {
             Some("kvm") => Accelerator::Kvm,
@@ -174,20 +180,16 @@ impl Cluster {
             task.migration = Some(id);
             turn.touch(Key::Task(task.id));
         }
-        let body = self.migrate_request(&plan, false)?;
-        let (source, name, target) = (plan.source.clone(), &plan.name, &plan.target);
+        // A member that was removed meanwhile is refused here and now.
+        self.member(&plan.target)?;
+        let (source, name, target) = (&plan.source, &plan.name, &plan.target);
         let message = format!("{name} is to move from {source} to {target}");
         self.track(turn, plan, message);
-        let deadline = self.settings.limits.migrate;
-        let asked = self.ask(turn, &source, Purpose::Migrate(id), body, deadline);
-        let known = self.observed.moves.get_mut(&id);
-        if let Some(known) = known.filter(|_| asked.is_some()) {
-            known.source = Knowledge::Asked;
-        }
+        self.observed.waiting.insert(id, String::new());
         Ok(())
     }
 
-    fn migrate_request(
+    pub(super) fn migrate_request(
         &self,
         plan: &MigrationRecord,
         dry_run: bool,

@@ -56,6 +56,7 @@ mod member;
 mod migrate;
 mod owner;
 mod progress;
+mod queue;
 mod recall;
 mod reply;
 mod room;
@@ -69,6 +70,8 @@ mod tests;
 mod turn;
 mod verdict;
 mod view;
+
+pub use queue::MigrationLimits;
 
 use godwit_shared::model::{Millis, Problem, UnixMillis};
 
@@ -95,6 +98,8 @@ pub struct Settings {
     pub started: UnixMillis,
     /// What placement weighs.
     pub weights: Weights,
+    /// How many migrations may run at once.
+    pub migrations: MigrationLimits,
     /// How long things are waited for, and how much is kept.
     pub limits: Limits,
 }
@@ -158,7 +163,11 @@ impl Cluster {
         effects: &mut Vec<Effect>,
     ) -> Result<Output, Problem> {
         let mut turn = Turn::new(now);
+        self.observed.now = now;
         let output = self.apply(&mut turn, input);
+        if output.is_ok() {
+            self.advance_queue(&mut turn);
+        }
         debug_assert!(
             output.is_ok() || turn.is_empty(),
             "a refusal changed the state"

@@ -113,6 +113,7 @@ impl Cluster {
             blackout: None,
             figures: MigrationFigures::default(),
             failure: None,
+            waiting: false,
             assumed: false,
             resolution: None,
             task: None,
@@ -282,6 +283,7 @@ impl Cluster {
         failure: Option<MigrationFailure>,
     ) {
         let known = self.observed.moves.remove(&id);
+        self.observed.waiting.remove(&id);
         let Some(record) = self.records.migrations.get_mut(&id) else {
             return;
         };
@@ -289,6 +291,7 @@ impl Cluster {
             return;
         }
         record.phase = phase;
+        record.waiting = false;
         record.since = turn.now;
         record.ended = Some(turn.now);
         record.failure = failure;
@@ -324,7 +327,8 @@ impl Cluster {
             let Some(record) = self.records.migrations.get(id) else {
                 continue;
             };
-            if record.source == *node {
+            // One that waits was never asked for.
+            if record.source == *node && !record.waiting {
                 let lost = !known.contains(id);
                 if lost {
                     state.source = Knowledge::Lost;

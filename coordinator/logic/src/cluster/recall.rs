@@ -43,6 +43,10 @@ impl Cluster {
             }
             _ => {}
         }
+        if record.waiting {
+            self.finish_migration(turn, id, MigrationPhase::Cancelled, None);
+            return self.migration(id).map(Output::Migration);
+        }
         self.check_up(&record.source, name)?;
         let task = record.task;
         let asking = match self.observed.moves.get_mut(&id) {

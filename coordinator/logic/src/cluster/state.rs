@@ -44,6 +44,11 @@ pub(super) struct Observed {
     pub(super) work: BTreeMap<TaskId, Work>,
     /// What is known of each unfinished migration beside its record.
     pub(super) moves: BTreeMap<MigrationId, Move>,
+    /// Migrations that wait for a place, and why; the reason is empty until it
+    /// was looked for.
+    pub(super) waiting: BTreeMap<MigrationId, String>,
+    /// When the last step was.
+    pub(super) now: UnixMillis,
     /// Requests without a reply.
     pub(super) requests: BTreeMap<u64, Pending>,
     /// The number of the last request.

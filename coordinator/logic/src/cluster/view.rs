@@ -278,6 +278,7 @@ impl Cluster {
             failure: record.failure.clone(),
             policy: record.policy.clone(),
             resolution: record.resolution.clone(),
+            queue: self.queue_view(record),
             task: record.task,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use godwit_shared::api::MigrationView;
+use godwit_shared::api::{MigrationView, QueueView};
 use godwit_shared::model::{MigrationPhase, Postcopy, TimeoutAction, UnixMillis};
 
 use super::{Cell, Column, Listed, Shown, or_dash, problem};
@@ -25,7 +25,10 @@ impl Listed for MigrationView {
 
     fn row(&self, now: UnixMillis) -> Vec<Cell> {
         let failure = self.failure.as_ref();
-        let note = failure.map(|f| format!("{}: {}", f.problem.code, f.problem.message));
+        let waits = self.queue.as_ref().map(|q| waits(q, now));
+        let note = failure
+            .map(|f| format!("{}: {}", f.problem.code, f.problem.message))
+            .or(waits);
         vec![
             human::short_id(self.id).into(),
             self.name.as_str().into(),
@@ -42,6 +45,14 @@ impl Listed for MigrationView {
     fn name(&self) -> String {
         self.id.to_string()
     }
+}
+
+/// `#2, in about 8s: node-1 has 8 migrations, its most`.
+fn waits(queue: &QueueView, now: UnixMillis) -> String {
+    let begins = queue.estimated_start.map(|at| now.until(at));
+    let begins = begins.map(|left| format!(", in about {}", human::span(left)));
+    let (position, reason) = (queue.position, &queue.reason);
+    format!("#{position}{}: {reason}", begins.unwrap_or_default())
 }
 
 fn tone(phase: MigrationPhase) -> Tone {
@@ -81,6 +92,9 @@ impl Shown for MigrationView {
             ),
             ("Asked for", human::moment(self.created, now)),
         ];
+        if let Some(queue) = &self.queue {
+            sheet.push(("Waits", waits(queue, now)));
+        }
         if let Some(ended) = self.ended {
             let took = human::span(self.created.until(ended));
             sheet.push((

@@ -8,6 +8,7 @@ mod log;
 mod members;
 mod migration;
 mod ownership;
+mod queue;
 mod restart;
 mod simulation;
 mod steering;
@@ -31,7 +32,7 @@ use godwit_shared::wire::uplink::{
 };
 use serde_json::json;
 
-use super::{Cluster, Limits, Settings};
+use super::{Cluster, Limits, MigrationLimits, Settings};
 use crate::effect::{Answer, Effect, Timer};
 use crate::input::{Input, Output, SessionId, Ticket};
 use crate::placement::Weights;
@@ -72,6 +73,7 @@ pub(super) fn settings() -> Settings {
         ca_fingerprint: "ab".repeat(32),
         started: UnixMillis(1_000),
         weights: Weights::default(),
+        migrations: MigrationLimits::default(),
         limits: Limits::default(),
     }
 }

@@ -1,0 +1,281 @@
+//! The queue of migrations.
+//!
+//! Too many moves at once share links and cores until none of them converges,
+//! so a node, a pair of nodes and the cluster each carry only so many. What does
+//! not fit waits in phase `queued`, with its reason.
+//!
+//! # The order
+//!
+//! Higher priority first, then who came first. A priority grows by one for each
+//! minute of waiting, so that a low one is not overtaken for ever. One that has
+//! to wait holds its place at the nodes that it needs: nothing behind it in the
+//! order may take a place there that it would need itself, so a move between two
+//! busy nodes is not starved by many that need only one of them.
+//!
+//! A place is given up at every end, and the queue is looked at after every
+//! step; there is no timer. What waits is in the store like everything else.
+
+use std::collections::BTreeMap;
+
+use godwit_shared::api::QueueView;
+use godwit_shared::model::{
+    MigrationFailure, MigrationId, MigrationPhase, Millis, NodeId, Problem, UnixMillis, codes,
+};
+
+use serde::Deserialize;
+
+use super::Cluster;
+use super::state::{Knowledge, Purpose};
+use super::turn::Turn;
+use crate::placement::Request;
+use crate::record::{Key, MigrationRecord};
+
+/// How long one has to wait until its priority has grown by one.
+const AGEING: Millis = Millis(60_000);
+/// Ended migrations that an estimate looks at.
+const HISTORY: usize = 20;
+
+/// How many migrations may run at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MigrationLimits {
+    /// That one node sends or receives.
+    pub per_node: u32,
+    /// Between two nodes, both ways together.
+    pub per_link: u32,
+    /// In the cluster.
+    pub cluster: u32,
+}
+
+impl Default for MigrationLimits {
+    fn default() -> Self {
+        Self {
+            per_node: 8,
+            per_link: 8,
+            cluster: 64,
+        }
+    }
+}
+
+/// Places that are taken.
+#[derive(Debug, Default)]
+struct Taken {
+    nodes: BTreeMap<NodeId, u32>,
+    links: BTreeMap<(NodeId, NodeId), u32>,
+    all: u32,
+}
+
+impl Taken {
+    fn take(&mut self, record: &MigrationRecord) {
+        for node in [&record.source, &record.target] {
+            *self.nodes.entry(node.clone()).or_default() += 1;
+        }
+        *self.links.entry(link(record)).or_default() += 1;
+        self.all += 1;
+    }
+
+    /// Why there is no place for it.
+    fn full(&self, record: &MigrationRecord, limits: &MigrationLimits) -> Option<String> {
+        for node in [&record.source, &record.target] {
+            let count = self.nodes.get(node).copied().unwrap_or(0);
+            if count >= limits.per_node {
+                return Some(format!("{node} has {count} migrations, its most"));
+            }
+        }
+        let count = self.links.get(&link(record)).copied().unwrap_or(0);
+        if count >= limits.per_link {
+            let (a, b) = (&record.source, &record.target);
+            return Some(format!(
+                "{count} migrations are between {a} and {b}, the most"
+            ));
+        }
+        (self.all >= limits.cluster).then(|| format!("{} migrations run, the most", self.all))
+    }
+}
+
+/// Both ways are one link.
+fn link(record: &MigrationRecord) -> (NodeId, NodeId) {
+    let (a, b) = (record.source.clone(), record.target.clone());
+    if a < b { (a, b) } else { (b, a) }
+}
+
+/// What a priority has grown to.
+fn urgency(record: &MigrationRecord, now: UnixMillis) -> u64 {
+    let waited = record.created.until(now).0 / AGEING.0;
+    u64::from(record.policy.priority) + waited
+}
+
+impl Cluster {
+    /// Those that wait, the next one first.
+    fn queue(&self, now: UnixMillis) -> Vec<MigrationId> {
+        let waiting = self.observed.waiting.keys();
+        let records = waiting.filter_map(|id| self.records.migrations.get(id));
+        let mut order: Vec<&MigrationRecord> = records.collect();
+        order.sort_by_key(|record| {
+            let urgency = std::cmp::Reverse(urgency(record, now));
+            (urgency, record.created, record.id)
+        });
+        order.iter().map(|record| record.id).collect()
+    }
+
+    fn taken(&self) -> Taken {
+        let mut taken = Taken::default();
+        for id in self.observed.moves.keys() {
+            let running = !self.observed.waiting.contains_key(id);
+            if let Some(record) = self.records.migrations.get(id).filter(|_| running) {
+                taken.take(record);
+            }
+        }
+        taken
+    }
+
+    /// Starts what has a place now. Called after every step.
+    pub(super) fn advance_queue(&mut self, turn: &mut Turn) {
+        if self.observed.waiting.is_empty() {
+            return;
+        }
+        let mut taken = self.taken();
+        for id in self.queue(turn.now) {
+            let Some(record) = self.records.migrations.get(&id).cloned() else {
+                self.observed.waiting.remove(&id);
+                continue;
+            };
+            let full = taken.full(&record, &self.settings.migrations);
+            let away = (!self.is_up(&record.source))
+                .then(|| format!("{} is not connected", record.source));
+            if let Some(reason) = full.or(away) {
+                self.hold(turn, &record, reason);
+                taken.take(&record);
+                continue;
+            }
+            match self.still_possible(&record) {
+                Ok(()) => {
+                    taken.take(&record);
+                    self.start_migration(turn, &record);
+                }
+                Err(problem) => self.fail_queued(turn, id, problem),
+            }
+        }
+    }
+
+    /// What was so when it was asked for may have changed since.
+    fn still_possible(&self, record: &MigrationRecord) -> Result<(), Problem> {
+        let source = self.movable_from(record.vm)?;
+        if source != record.source {
+            return Err(Problem::new(
+                codes::STATE_CONFLICT,
+                format!("{} is on {source} by now", record.name),
+            )
+            .remedy("ask for the move again"));
+        }
+        let vm = self.vm_record(record.vm)?;
+        let wish = Request {
+            spec: &vm.spec,
+            machine: self.machine_in_use(vm),
+            accelerator: self.accelerator_in_use(vm),
+            only: Some(&record.target),
+            exclude: Some(&source),
+        };
+        let view = self.rate(&wish, Some(record.vm));
+        let verdict = view.nodes.into_iter().find(|v| v.node == record.target);
+        let refused = verdict.map(|verdict| verdict.refused).unwrap_or_default();
+        if refused.is_empty() {
+            return Ok(());
+        }
+        let text = format!("{} no longer fits on {}", record.name, record.target);
+        Err(Problem::new(codes::MIGRATION_BLOCKED, text)
+            .remedy("choose another target")
+            .and(refused))
+    }
+
+    fn start_migration(&mut self, turn: &mut Turn, record: &MigrationRecord) {
+        let id = record.id;
+        self.observed.waiting.remove(&id);
+        if let Some(record) = self.records.migrations.get_mut(&id) {
+            record.waiting = false;
+            turn.touch(Key::Migration(id));
+        }
+        if let Some(task) = record.task {
+            turn.task_changed(task);
+        }
+        let body = match self.migrate_request(record, false) {
+            Ok(body) => body,
+            Err(problem) => return self.fail_queued(turn, id, problem),
+        };
+        let deadline = self.settings.limits.migrate;
+        let purpose = Purpose::Migrate(id);
+        let asked = self.ask(turn, &record.source, purpose, body, deadline);
+        let known = self.observed.moves.get_mut(&id);
+        if let Some(known) = known.filter(|_| asked.is_some()) {
+            known.source = Knowledge::Asked;
+        }
+    }
+
+    /// It goes on waiting; the first reason is told.
+    fn hold(&mut self, turn: &mut Turn, record: &MigrationRecord, reason: String) {
+        let Some(known) = self.observed.waiting.get_mut(&record.id) else {
+            return;
+        };
+        if *known == reason {
+            return;
+        }
+        let first = known.is_empty();
+        let message = format!("the move of {} waits: {reason}", record.name);
+        *known = reason;
+        if let Some(task) = record.task {
+            turn.task_changed(task);
+        }
+        if first {
+            self.note(
+                turn,
+                "migration.queued",
+                super::progress::about(record),
+                message,
+            );
+        }
+    }
+
+    fn fail_queued(&mut self, turn: &mut Turn, id: MigrationId, problem: Problem) {
+        let failure = MigrationFailure {
+            phase: MigrationPhase::Queued,
+            problem,
+            recovered_in: None,
+        };
+        self.finish_migration(turn, id, MigrationPhase::Failed, Some(failure));
+    }
+
+    /// Where a migration stands in the queue.
+    pub(super) fn queue_view(&self, record: &MigrationRecord) -> Option<QueueView> {
+        let reason = self.observed.waiting.get(&record.id)?;
+        let now = self.observed.now;
+        let order = self.queue(now);
+        let ahead = order.iter().take_while(|id| **id != record.id);
+        let shares = |id: &&MigrationId| {
+            self.records.migrations.get(id).is_some_and(|other| {
+                let ends = [&other.source, &other.target];
+                ends.contains(&&record.source) || ends.contains(&&record.target)
+            })
+        };
+        let before = u64::try_from(ahead.clone().filter(shares).count()).unwrap_or(u64::MAX);
+        let rounds = before / u64::from(self.settings.migrations.per_node.max(1)) + 1;
+        let usual = self.usual_duration();
+        Some(QueueView {
+            position: u32::try_from(ahead.count() + 1).unwrap_or(u32::MAX),
+            reason: reason.clone(),
+            estimated_start: usual.map(|usual| now.after(Millis(usual.0.saturating_mul(rounds)))),
+        })
+    }
+
+    /// The median of the last moves that succeeded.
+    fn usual_duration(&self) -> Option<Millis> {
+        let ended = self.observed.ended_migrations.iter().rev();
+        let took = ended.filter_map(|id| {
+            let record = self.records.migrations.get(id)?;
+            (record.phase == MigrationPhase::Completed).then_some(())?;
+            record.figures.duration
+        });
+        let mut took: Vec<Millis> = took.take(HISTORY).collect();
+        took.sort_unstable();
+        took.get(took.len() / 2).copied()
+    }
+}

@@ -1,0 +1,163 @@
+//! Migrations that wait for a place.
+
+use godwit_shared::model::{MigrationPolicy, codes};
+
+use super::*;
+
+/// Three nodes that carry one migration each.
+fn narrow() -> Bench {
+    let mut bench = Bench::with(Settings {
+        migrations: MigrationLimits {
+            per_node: 1,
+            ..MigrationLimits::default()
+        },
+        ..settings()
+    });
+    for name in ["node-1", "node-2", "node-3", "node-4"] {
+        bench.join(name).unwrap();
+        bench.connect(name, 64_000, Vec::new());
+    }
+    bench
+}
+
+/// Asks for a move with a priority; the id of the migration.
+fn ask(bench: &mut Bench, vm: VmId, to: &str, priority: u8) -> MigrationId {
+    let (migration, task) = (
+        MigrationId::from_u128(bench.id()),
+        TaskId::from_u128(bench.id()),
+    );
+    let request = MigrateRequest {
+        target: Some(node(to)),
+        policy: MigrationPolicy {
+            priority,
+            ..MigrationPolicy::default()
+        },
+        ..MigrateRequest::default()
+    };
+    let input = Input::Migrate {
+        vm,
+        migration,
+        task,
+        ticket: Ticket(0),
+        request,
+    };
+    bench.step(input).unwrap();
+    migration
+}
+
+/// Which migrations the nodes were asked for since the last look.
+fn begun(bench: &mut Bench) -> Vec<MigrationId> {
+    let sent = bench.sent.drain(..);
+    let ids = sent.filter_map(|sent| match sent.body {
+        NodeRequest::Migrate { migration, .. } => Some(migration),
+        _ => None,
+    });
+    ids.collect()
+}
+
+fn ends(bench: &mut Bench, id: MigrationId, phase: MigrationPhase) {
+    let source = bench.cluster.migration(id).unwrap().source;
+    let report = bench.moving(id, phase, 1);
+    bench.say(source.as_str(), NodeMessage::Migration(report));
+}
+
+#[test]
+fn what_has_no_place_waits_and_says_why() {
+    let mut bench = narrow();
+    let (a, b) = (bench.running("a", "node-1"), bench.running("b", "node-1"));
+    let first = ask(&mut bench, a, "node-2", 50);
+    let second = ask(&mut bench, b, "node-3", 50);
+    assert_eq!(begun(&mut bench), [first]);
+    let view = bench.cluster.migration(second).unwrap();
+    assert_eq!(view.phase, MigrationPhase::Queued);
+    let queue = view.queue.unwrap();
+    assert_eq!(queue.position, 1);
+    assert_eq!(queue.reason, "node-1 has 1 migrations, its most");
+    assert_eq!(queue.estimated_start, None, "nothing is known of moves yet");
+    assert_eq!(bench.cluster.migration(first).unwrap().queue, None);
+    // It survives the coordinator.
+    bench.restart();
+    assert!(bench.cluster.migration(second).unwrap().queue.is_some());
+}
+
+#[test]
+fn the_end_of_one_is_the_beginning_of_the_next() {
+    let mut bench = narrow();
+    let vms = ["a", "b", "c"].map(|name| bench.running(name, "node-1"));
+    let first = ask(&mut bench, vms[0], "node-2", 50);
+    let later = ask(&mut bench, vms[1], "node-2", 50);
+    let urgent = ask(&mut bench, vms[2], "node-2", 60);
+    assert_eq!(begun(&mut bench), [first]);
+    ends(&mut bench, first, MigrationPhase::Failed);
+    assert_eq!(begun(&mut bench), [urgent], "the higher priority");
+    let left = bench.cluster.migration(later).unwrap();
+    assert_eq!(left.queue.unwrap().position, 1);
+    ends(&mut bench, urgent, MigrationPhase::Cancelled);
+    assert_eq!(begun(&mut bench), [later]);
+}
+
+#[test]
+fn a_low_priority_is_not_overtaken_for_ever() {
+    let mut bench = narrow();
+    let vms = ["a", "b", "c"].map(|name| bench.running(name, "node-1"));
+    let first = ask(&mut bench, vms[0], "node-2", 50);
+    let patient = ask(&mut bench, vms[1], "node-2", 40);
+    bench.pass(Millis(11 * 60_000));
+    let urgent = ask(&mut bench, vms[2], "node-2", 50);
+    begun(&mut bench);
+    ends(&mut bench, first, MigrationPhase::Failed);
+    assert_eq!(
+        begun(&mut bench),
+        [patient],
+        "eleven minutes are eleven points"
+    );
+    assert!(bench.cluster.migration(urgent).unwrap().queue.is_some());
+}
+
+/// A move that needs two busy nodes keeps its place at both, so that those
+/// behind it, which need only one, do not starve it.
+#[test]
+fn one_that_waits_holds_its_places() {
+    let mut bench = narrow();
+    let on = [
+        ("a", "node-1"),
+        ("b", "node-3"),
+        ("c", "node-3"),
+        ("d", "node-4"),
+    ];
+    let vms = on.map(|(name, at)| bench.running(name, at));
+    let busy = ask(&mut bench, vms[0], "node-2", 50);
+    // Needs node-2, which is busy, and node-3, which is free.
+    let waits = ask(&mut bench, vms[1], "node-2", 50);
+    // Would fit between node-3 and node-4.
+    let behind = ask(&mut bench, vms[3], "node-3", 50);
+    assert_eq!(begun(&mut bench), [busy]);
+    ends(&mut bench, busy, MigrationPhase::Failed);
+    assert_eq!(begun(&mut bench), [waits]);
+    ends(&mut bench, waits, MigrationPhase::Failed);
+    assert_eq!(begun(&mut bench), [behind]);
+}
+
+#[test]
+fn one_that_waits_is_cancelled_at_once_and_fails_when_it_no_longer_can() {
+    let mut bench = narrow();
+    let vms = ["a", "b", "c"].map(|name| bench.running(name, "node-1"));
+    let first = ask(&mut bench, vms[0], "node-2", 50);
+    let unwanted = ask(&mut bench, vms[1], "node-2", 50);
+    let stale = ask(&mut bench, vms[2], "node-2", 50);
+    let cancel = Input::CancelMigration {
+        migration: unwanted,
+    };
+    bench.step(cancel).unwrap();
+    let view = bench.cluster.migration(unwanted).unwrap();
+    assert_eq!((view.phase, view.queue), (MigrationPhase::Cancelled, None));
+    // Its guest powers off while it waits.
+    let off = exited(&bench.vm(vms[2]), 1, ExitReason::GuestShutdown);
+    bench.say("node-1", NodeMessage::Domain(off));
+    begun(&mut bench);
+    ends(&mut bench, first, MigrationPhase::Failed);
+    assert_eq!(begun(&mut bench), []);
+    let view = bench.cluster.migration(stale).unwrap();
+    assert_eq!(view.phase, MigrationPhase::Failed);
+    assert_eq!(view.failure.unwrap().problem.code, codes::STATE_CONFLICT);
+}
