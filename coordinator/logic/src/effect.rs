@@ -78,6 +78,7 @@ pub enum Effect {
 
 /// An answer that came later.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "answers live for one step")]
 pub enum Answer {
     /// The end of a log.
     Log(String),
