@@ -162,7 +162,6 @@ impl Cluster {
         if report.phase.is_final() {
             record.blackout = report.blackout;
             record.figures = report.figures;
-            record.figures = report.figures;
             return self.finish_migration(turn, id, report.phase, report.failure);
         }
         let alarm = |failure: &Option<MigrationFailure>| {

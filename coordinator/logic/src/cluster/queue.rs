@@ -7,15 +7,17 @@
 //! # The order
 //!
 //! Higher priority first, then who came first. A priority grows by one for each
-//! minute of waiting, so that a low one is not overtaken for ever. One that has
-//! to wait holds its place at the nodes that it needs: nothing behind it in the
-//! order may take a place there that it would need itself, so a move between two
-//! busy nodes is not starved by many that need only one of them.
+//! minute of waiting, so that a low one is not overtaken for ever. The first that
+//! has to wait for a node is kept that node's next place, and so is its place at
+//! the other end: a move between two busy nodes is not starved by many that need
+//! only one of them. One place for each node and no more: those behind it at a
+//! busy node take nothing from the rest of the cluster. A source that is away is
+//! kept nothing.
 //!
 //! A place is given up at every end, and the queue is looked at after every
 //! step; there is no timer. What waits is in the store like everything else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use godwit_shared::api::QueueView;
 use godwit_shared::model::{
@@ -57,12 +59,13 @@ impl Default for MigrationLimits {
     }
 }
 
-/// Places that are taken.
+/// Places that are taken, and the next ones that are kept.
 #[derive(Debug, Default)]
 struct Taken {
     nodes: BTreeMap<NodeId, u32>,
     links: BTreeMap<(NodeId, NodeId), u32>,
     all: u32,
+    kept: BTreeSet<NodeId>,
 }
 
 impl Taken {
@@ -79,17 +82,24 @@ impl Taken {
         for node in [&record.source, &record.target] {
             let count = self.nodes.get(node).copied().unwrap_or(0);
             if count >= limits.per_node {
-                return Some(format!("{node} has {count} migrations, its most"));
+                return Some(format!("{node} carries its most: {count}"));
+            }
+            if self.kept.contains(node) && count + 1 >= limits.per_node {
+                return Some(format!("the next place at {node} is kept for another"));
             }
         }
         let count = self.links.get(&link(record)).copied().unwrap_or(0);
         if count >= limits.per_link {
             let (a, b) = (&record.source, &record.target);
-            return Some(format!(
-                "{count} migrations are between {a} and {b}, the most"
-            ));
+            return Some(format!("{a} and {b} have their most between them: {count}"));
         }
-        (self.all >= limits.cluster).then(|| format!("{} migrations run, the most", self.all))
+        (self.all >= limits.cluster).then(|| format!("the cluster carries its most: {}", self.all))
+    }
+
+    /// The next place at each of its nodes is kept, for the first that waits.
+    fn keep(&mut self, record: &MigrationRecord) {
+        let ends = [record.source.clone(), record.target.clone()];
+        self.kept.extend(ends);
     }
 }
 
@@ -140,12 +150,14 @@ impl Cluster {
                 self.observed.waiting.remove(&id);
                 continue;
             };
-            let full = taken.full(&record, &self.settings.migrations);
-            let away = (!self.is_up(&record.source))
-                .then(|| format!("{} is not connected", record.source));
-            if let Some(reason) = full.or(away) {
+            if !self.is_up(&record.source) {
+                let reason = format!("{} is not connected", record.source);
                 self.hold(turn, &record, reason);
-                taken.take(&record);
+                continue;
+            }
+            if let Some(reason) = taken.full(&record, &self.settings.migrations) {
+                self.hold(turn, &record, reason);
+                taken.keep(&record);
                 continue;
             }
             match self.still_possible(&record) {

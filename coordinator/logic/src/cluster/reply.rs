@@ -55,8 +55,8 @@ impl Cluster {
             Purpose::Steer {
                 ticket,
                 migration,
-                resolution,
-            } => self.on_steered(turn, migration, ticket, resolution, outcome),
+                resolves,
+            } => self.on_steered(turn, migration, (ticket, resolves), outcome),
             Purpose::Verdict { asker, query } => {
                 self.on_verdict_reply(turn, &asker, &query, outcome.ok().as_ref());
             }

@@ -11,7 +11,7 @@ use godwit_shared::wire::uplink::VerdictQuery;
 
 use super::Cluster;
 use crate::input::{SessionId, Ticket};
-use crate::record::{MigrationRecord, NodeRecord, Resolution, TaskRecord, TokenRecord, VmRecord};
+use crate::record::{MigrationRecord, NodeRecord, TaskRecord, TokenRecord, VmRecord};
 
 /// What outlives the coordinator.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -162,7 +162,8 @@ pub(super) enum Purpose {
     Steer {
         ticket: Ticket,
         migration: MigrationId,
-        resolution: Option<Resolution>,
+        /// It ends the source's doubt.
+        resolves: bool,
     },
     /// To read a log.
     Log(Ticket),

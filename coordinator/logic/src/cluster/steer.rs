@@ -90,8 +90,12 @@ impl Cluster {
         let purpose = Purpose::Steer {
             ticket,
             migration: id,
-            resolution,
+            resolves: resolution.is_some(),
         };
+        // Before the source can act on it, and whatever becomes of its answer.
+        if let Some(resolution) = resolution {
+            self.write_resolution(turn, id, resolution);
+        }
         self.ask(turn, &source, purpose, body, self.settings.limits.request);
         Ok(Output::Waiting)
     }
@@ -100,8 +104,7 @@ impl Cluster {
         &mut self,
         turn: &mut Turn,
         id: MigrationId,
-        ticket: Ticket,
-        resolution: Option<Resolution>,
+        (ticket, resolves): (Ticket, bool),
         outcome: Result<NodeReply, Problem>,
     ) {
         let done = match outcome {
@@ -109,8 +112,8 @@ impl Cluster {
             Ok(_) => Err(wrong_reply()),
             Err(problem) => Err(problem),
         };
-        if let (Ok(()), Some(resolution)) = (&done, resolution) {
-            self.write_resolution(turn, id, resolution);
+        if let (Err(problem), true) = (&done, resolves) {
+            self.unwrite_resolution(turn, id, problem);
         }
         let view = done
             .and_then(|()| self.migration(id))
@@ -123,7 +126,7 @@ impl Cluster {
             return;
         };
         let message = format!(
-            "{} ended the doubt about {}: {}",
+            "{} ends the doubt about {}: {}",
             resolution.by,
             record.name,
             resolution.decision.as_str()
@@ -132,5 +135,16 @@ impl Cluster {
         let about = about(record);
         turn.touch(Key::Migration(id));
         self.note(turn, "migration.resolved", about, message);
+    }
+    /// The source has refused: nothing was overruled. The event stays.
+    fn unwrite_resolution(&mut self, turn: &mut Turn, id: MigrationId, problem: &Problem) {
+        let Some(record) = self.records.migrations.get_mut(&id) else {
+            return;
+        };
+        record.resolution = None;
+        let message = format!("{} stays in doubt: {}", record.name, problem.message);
+        let about = about(record);
+        turn.touch(Key::Migration(id));
+        self.note(turn, "migration.unresolved", about, message);
     }
 }

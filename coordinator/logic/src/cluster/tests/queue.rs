@@ -1,6 +1,7 @@
 //! Migrations that wait for a place.
 
 use godwit_shared::model::{MigrationPolicy, codes};
+use proptest::prelude::*;
 
 use super::*;
 
@@ -72,7 +73,7 @@ fn what_has_no_place_waits_and_says_why() {
     assert_eq!(view.phase, MigrationPhase::Queued);
     let queue = view.queue.unwrap();
     assert_eq!(queue.position, 1);
-    assert_eq!(queue.reason, "node-1 has 1 migrations, its most");
+    assert_eq!(queue.reason, "node-1 carries its most: 1");
     assert_eq!(queue.estimated_start, None, "nothing is known of moves yet");
     assert_eq!(bench.cluster.migration(first).unwrap().queue, None);
     // It survives the coordinator.
@@ -160,4 +161,97 @@ fn one_that_waits_is_cancelled_at_once_and_fails_when_it_no_longer_can() {
     let view = bench.cluster.migration(stale).unwrap();
     assert_eq!(view.phase, MigrationPhase::Failed);
     assert_eq!(view.failure.unwrap().problem.code, codes::STATE_CONFLICT);
+}
+
+/// Those that wait behind a busy node take nothing from the others.
+#[test]
+fn a_busy_node_does_not_block_the_cluster() {
+    let mut bench = Bench::with(Settings {
+        migrations: MigrationLimits {
+            per_node: 2,
+            per_link: 2,
+            cluster: 4,
+        },
+        ..settings()
+    });
+    for name in ["node-1", "node-2", "node-3", "node-4"] {
+        bench.join(name).unwrap();
+        bench.connect(name, 64_000, Vec::new());
+    }
+    let mut begins = 0;
+    for number in 0..8 {
+        let vm = bench.running(&format!("a{number}"), "node-1");
+        ask(&mut bench, vm, "node-2", 50);
+        begins += begun(&mut bench).len();
+    }
+    assert_eq!(begins, 2);
+    let vm = bench.running("b", "node-3");
+    let other = ask(&mut bench, vm, "node-4", 50);
+    assert_eq!(begun(&mut bench), [other]);
+}
+
+#[test]
+fn a_source_that_is_away_is_kept_no_place() {
+    let mut bench = narrow();
+    let (a, b, c) = (
+        bench.running("a", "node-1"),
+        bench.running("b", "node-3"),
+        bench.running("c", "node-4"),
+    );
+    let first = ask(&mut bench, a, "node-2", 50);
+    let away = ask(&mut bench, b, "node-2", 60);
+    bench.disconnect("node-3");
+    let next = ask(&mut bench, c, "node-2", 50);
+    begun(&mut bench);
+    ends(&mut bench, first, MigrationPhase::Failed);
+    assert_eq!(begun(&mut bench), [next]);
+    let queue = bench.cluster.migration(away).unwrap().queue.unwrap();
+    assert_eq!(queue.reason, "node-3 is not connected");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Whatever is asked for and however it ends: never over a limit, and in
+    /// the end nothing waits.
+    #[test]
+    fn the_limits_hold_and_all_end(
+        moves in prop::collection::vec((0_usize..4, 1_usize..4, 0_u8..=100), 1..12),
+        per_node in 1_u32..4,
+        cluster in 1_u32..4,
+    ) {
+        let nodes = ["node-1", "node-2", "node-3", "node-4"];
+        let mut bench = Bench::with(Settings {
+            migrations: MigrationLimits { per_node, per_link: 2, cluster },
+            ..settings()
+        });
+        for name in nodes {
+            bench.join(name).unwrap();
+            bench.connect(name, 64_000, Vec::new());
+        }
+        let mut open = Vec::new();
+        for (number, (from, distance, priority)) in moves.iter().enumerate() {
+            let vm = bench.running(&format!("v{number}"), nodes[*from]);
+            open.push(ask(&mut bench, vm, nodes[(from + distance) % 4], *priority));
+            begun(&mut bench);
+        }
+        while !open.is_empty() {
+            let running: Vec<MigrationId> = open
+                .iter()
+                .copied()
+                .filter(|id| bench.cluster.migration(*id).unwrap().queue.is_none())
+                .collect();
+            prop_assert!(!running.is_empty(), "all of them wait");
+            prop_assert!(running.len() <= cluster as usize);
+            for name in nodes {
+                let here = running.iter().filter(|id| {
+                    let view = bench.cluster.migration(**id).unwrap();
+                    [view.source, view.target].contains(&node(name))
+                });
+                prop_assert!(here.count() <= per_node as usize);
+            }
+            ends(&mut bench, running[0], MigrationPhase::Failed);
+            open.retain(|id| *id != running[0]);
+        }
+    }
 }

@@ -62,7 +62,17 @@ fn an_operators_decision_is_the_sources_to_carry_out_and_written_down() {
     let asked = bench.asked();
     assert!(matches!(asked.body, NodeRequest::ResolveMigration { .. }));
     let view = bench.cluster.migration(migration).unwrap();
-    assert_eq!(view.resolution, None, "not before the source has done it");
+    let before = Some(resolution.clone());
+    assert_eq!(
+        view.resolution, before,
+        "written down before it can be acted on"
+    );
+    let refusal = Problem::new(codes::STATE_CONFLICT, "it is not in doubt");
+    bench.reply(&asked, Err(refusal));
+    let view = bench.cluster.migration(migration).unwrap();
+    assert_eq!(view.resolution, None, "it was not done");
+    bench.step(resolve()).unwrap();
+    let asked = bench.asked();
     bench.reply(&asked, Ok(NodeReply::Done));
     let view = bench.cluster.migration(migration).unwrap();
     assert_eq!(view.resolution, Some(resolution));
