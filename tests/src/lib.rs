@@ -6,6 +6,8 @@
 //!   with the moment of their arrival.
 //! * [`fault`] lets something go wrong at a chosen moment of a migration.
 //! * [`guest`] makes specs for the counting guest and checks its count.
+//! * [`points`] holds a daemon between two steps of a migration; [`matrix`] lets
+//!   every fault happen there.
 //! * [`relay`] stands between nodes and loses, delays or swallows datagrams.
 //! * [`scene`] is what most cases begin with: a cluster with guests that count.
 //!
@@ -20,6 +22,8 @@ pub mod events;
 pub mod fault;
 pub mod guest;
 pub mod harness;
+pub mod matrix;
+pub mod points;
 pub mod relay;
 pub mod scene;
 pub mod wait;

@@ -230,6 +230,22 @@ impl Scene {
         Ok(view)
     }
 
+    /// Waits until the coordinator knows the guest there, and takes hold of its
+    /// serial log.
+    ///
+    /// # Errors
+    /// When it does not come.
+    pub async fn goes_to(&mut self, name: &str, node: usize) -> Result<()> {
+        let there = Some(self.cluster.name(node));
+        let api = &self.cluster.api;
+        wait::until(&format!("{name} on node-{}", node + 1), SETTLE, || async {
+            let at = api.vm(name).await?.node;
+            Ok((at == there).then_some(()))
+        })
+        .await?;
+        self.visit(name).await
+    }
+
     /// Checks that the guest runs there, once, and counts on.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 //! * [`cli`], [`config`], [`logging`]: the command line, the settings, the log.
 //! * [`host`], [`facts`], [`identity`]: the host's files, and what and who the
 //!   node is.
+//! * [`fault`]: where tests make a daemon wait.
 //! * [`join`]: how a host becomes a node.
 //! * [`uplink`]: the session with the coordinator; [`acceptor`] and [`members`]:
 //!   which peers are let in.
@@ -19,6 +20,7 @@ pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod facts;
+pub mod fault;
 pub mod host;
 pub mod identity;
 pub mod join;

@@ -25,6 +25,7 @@ use tempfile::TempDir;
 
 use crate::api::Api;
 use crate::events::EventLog;
+use crate::points::Points;
 use crate::wait;
 use node::Node;
 use process::Daemon;
@@ -133,6 +134,8 @@ pub struct Cluster {
     pub api: Api,
     /// Every event since the cluster began.
     pub events: EventLog,
+    /// Where its nodes can be made to wait.
+    pub points: Points,
     options: ClusterOptions,
     root: TempDir,
 }
@@ -155,6 +158,7 @@ impl Cluster {
             nodes: Vec::new(),
             api,
             events,
+            points: Points::new(root.path().join("points"))?,
             options,
             root,
         };
@@ -173,7 +177,9 @@ impl Cluster {
         let index = self.nodes.len();
         let token = self.api.token().await?;
         let coordinator = Endpoints::read(&self.coordinator_dir())?.cluster;
-        let node = Node::join(self.root.path(), index, &token, &coordinator, &self.options).await?;
+        let mut node =
+            Node::join(self.root.path(), index, &token, &coordinator, &self.options).await?;
+        node.daemon.env.push(self.points.variable());
         self.nodes.push(node);
         self.nodes[index].start().await?;
         self.wait_health(index, NodeHealth::Up).await?;
@@ -222,7 +228,13 @@ impl Cluster {
     /// # Errors
     /// As [`Daemon::start`].
     pub async fn restart_coordinator(&mut self) -> Result<()> {
-        self.coordinator.restart().await
+        self.coordinator.restart().await?;
+        // A relay whose far end was gone is closed until it is led there again.
+        let coordinator = Endpoints::read(&self.coordinator_dir())?.cluster.parse()?;
+        for uplink in self.nodes.iter().filter_map(|node| node.uplink.as_ref()) {
+            uplink.aim(coordinator);
+        }
+        Ok(())
     }
 
     /// Runs the command line with the operator's credential.

@@ -28,6 +28,7 @@ use super::tombstones::Tombstones;
 use super::{qemu, relay};
 use crate::domain::DomainActor;
 use crate::domain::messages::{Activate, ActivateError, DiscardIncoming, DomainSignal};
+use crate::fault;
 use crate::supervisor::messages::{CheckIncoming, IncomingRequest, StartIncoming};
 
 /// How long to wait before something that failed is tried again.
@@ -230,7 +231,12 @@ impl Incoming {
     ) {
         self.generation += 1;
         let generation = self.generation;
-        let outbox = peer::outbox(sender.into_messages(), connection.clone(), Closer::Peer);
+        let outbox = peer::outbox(
+            sender.into_messages(),
+            connection.clone(),
+            Closer::Peer,
+            point,
+        );
         let inputs = self.inputs.clone();
         let listening = connection.clone();
         actix::spawn(async move {
@@ -297,6 +303,7 @@ impl Incoming {
         let record = HandoffRecord::Incoming(self.record.clone());
         let inputs = self.inputs.clone();
         actix::spawn(async move {
+            fault::reach("target.before_start").await;
             let started = context.supervisor.send(StartIncoming(request)).await;
             let domain = match started.unwrap_or_else(|_| Err(qemu::actor_gone())) {
                 Ok(domain) => domain,
@@ -341,12 +348,13 @@ impl Incoming {
             return self.mark_running(domain, stage, record);
         }
         self.beside(async move {
-            Some(
-                match record_handoff(&domain, migration, record, false).await {
-                    Ok(()) => TargetEvent::Journaled(stage),
-                    Err(problem) => TargetEvent::JournalFailed(problem),
-                },
-            )
+            fault::reach("target.before_grant_journal").await;
+            let written = record_handoff(&domain, migration, record, false).await;
+            fault::reach("target.after_grant_journal").await;
+            Some(match written {
+                Ok(()) => TargetEvent::Journaled(stage),
+                Err(problem) => TargetEvent::JournalFailed(problem),
+            })
         });
     }
 
@@ -385,6 +393,7 @@ impl Incoming {
         let tombstones = self.context.tombstones.clone();
         let (migration, vm) = (self.migration, self.vm);
         self.beside(async move {
+            fault::reach("target.after_cont").await;
             write_granted(&tombstones, migration, vm).await;
             if let Err(problem) = record_handoff(&domain, migration, record, false).await {
                 tracing::warn!(%migration, %problem, "the record does not show that the guest runs");
@@ -517,6 +526,7 @@ impl Incoming {
         let context = Arc::clone(&self.context);
         let (migration, vm, domain) = (self.migration, self.vm, self.domain.take());
         self.beside(async move {
+            fault::reach("target.before_discard").await;
             while let Err(problem) = context.tombstones.write(migration, vm, word) {
                 tracing::error!(%migration, %problem, "the refusal cannot be written down");
                 tokio::time::sleep(AGAIN).await;
@@ -718,6 +728,16 @@ impl Handler<Reunion> for Incoming {
         }
         self.open_link(connection, sender, messages);
         self.step(TargetEvent::Resume, ctx);
+    }
+}
+
+/// The fault point before a message is sent.
+fn point(message: &TargetMessage) -> &'static str {
+    match message {
+        TargetMessage::Prepared { .. } => "target.before_send_prepared",
+        TargetMessage::Loaded { .. } => "target.before_send_loaded",
+        TargetMessage::Activated { .. } => "target.before_send_activated",
+        _ => "target.before_send",
     }
 }
 

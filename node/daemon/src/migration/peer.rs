@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
 use super::manager::MigrationContext;
+use crate::fault;
 
 /// How long the last messages of a connection may take to be acknowledged.
 const LINGER: Duration = Duration::from_secs(2);
@@ -79,12 +80,13 @@ pub(super) fn lost(disconnect: &Disconnect) -> Problem {
 }
 
 /// Sends messages in order from a task of its own, so that nobody waits for the
-/// path. When the outbox is dropped, what is in it is delivered, and the
+/// path. `point` names the fault point before a message. When the outbox is dropped, what is in it is delivered, and the
 /// connection closes.
 pub(super) fn outbox<T>(
     mut sender: MessageSender<T>,
     connection: Connection,
     closer: Closer,
+    point: fn(&T) -> &'static str,
 ) -> mpsc::UnboundedSender<T>
 where
     T: Serialize + Send + Sync + 'static,
@@ -92,6 +94,7 @@ where
     let (outbox, mut waiting) = mpsc::unbounded_channel::<T>();
     tokio::spawn(async move {
         while let Some(message) = waiting.recv().await {
+            fault::reach(point(&message)).await;
             if sender.send(&message).await.is_err() {
                 return;
             }

@@ -154,7 +154,12 @@ async fn converse(
         Problem::new(codes::CONNECTION_LOST, e.to_string())
     };
     let (sender, receiver) = connection.open(StreamKind::Control).await.map_err(broken)?;
-    let outbox = peer::outbox(sender.into_messages(), connection.clone(), Closer::Here);
+    let outbox = peer::outbox(
+        sender.into_messages(),
+        connection.clone(),
+        Closer::Here,
+        |_| "source.before_send",
+    );
     let _ = outbox.send(first);
     let _ = inputs.send(Input::Connected(generation, dialled, outbox));
     let take = |message| {

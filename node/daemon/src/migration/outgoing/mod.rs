@@ -27,6 +27,7 @@ use super::progress::Progress;
 use super::{peer, qemu, relay};
 use crate::domain::DomainActor;
 use crate::domain::messages::{EndOutgoing, MarkInHandoff, OutgoingEnd, OutgoingFacts};
+use crate::fault;
 use inputs::Input;
 pub(super) use inputs::{Cancel, Resolve, Tune, Watch};
 use link::Link;
@@ -238,7 +239,10 @@ impl Outgoing {
         };
         let policy = policy.clone();
         self.over_channels(|domain, socket| async move {
-            qemu::start_outgoing(&domain, &policy, &socket).await
+            fault::reach("source.before_migrate").await;
+            qemu::start_outgoing(&domain, &policy, &socket).await?;
+            fault::reach("source.in_precopy").await;
+            Ok(())
         });
     }
 
@@ -296,8 +300,13 @@ impl Outgoing {
     }
 
     fn continue_migration(&self) {
-        let arguments = serde_json::json!({ "state": "pre-switchover" });
-        self.tell_qemu("migrate-continue", arguments);
+        let domain = self.departure.domain.clone();
+        self.beside(async move {
+            fault::reach("source.before_continue").await;
+            let arguments = serde_json::json!({ "state": "pre-switchover" });
+            let told = qemu::execute(&domain, "migrate-continue", arguments).await;
+            told.err().map(SourceEvent::CommandFailed)
+        });
     }
 
     /// A command whose refusal ends the migration.
@@ -327,12 +336,13 @@ impl Outgoing {
         let record = Some(HandoffRecord::Outgoing(self.departure.record.clone()));
         let (domain, migration) = (self.departure.domain.clone(), self.migration());
         self.beside(async move {
-            Some(
-                match record_handoff(&domain, migration, record, false).await {
-                    Ok(()) => SourceEvent::Journaled(stage),
-                    Err(problem) => SourceEvent::JournalFailed(problem),
-                },
-            )
+            fault::reach("source.before_grant_journal").await;
+            let written = record_handoff(&domain, migration, record, false).await;
+            fault::reach("source.after_grant_journal").await;
+            Some(match written {
+                Ok(()) => SourceEvent::Journaled(stage),
+                Err(problem) => SourceEvent::JournalFailed(problem),
+            })
         });
     }
 
@@ -386,6 +396,7 @@ impl Outgoing {
         let (domain, run) = (self.departure.domain.clone(), self.departure.record.run);
         let migration = self.migration();
         self.beside(async move {
+            fault::reach("source.before_stay").await;
             let runs = if run {
                 qemu::make_sure_it_runs(&domain).await
             } else {
@@ -405,6 +416,7 @@ impl Outgoing {
         let domain = self.departure.domain.clone();
         let inputs = self.inputs.clone();
         self.beside(async move {
+            fault::reach("source.before_retire").await;
             if let Ok((sample, downtime)) = qemu::last_sample(&domain).await {
                 let _ = inputs.send(Input::Retiring(sample, downtime));
             }
@@ -418,6 +430,7 @@ impl Outgoing {
                 let _ = inputs.send(Input::Alarm(problem));
                 tokio::time::sleep(AGAIN).await;
             }
+            fault::reach("source.after_retire").await;
             Some(SourceEvent::Retired)
         });
     }
