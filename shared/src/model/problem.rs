@@ -198,8 +198,8 @@ impl fmt::Display for Problem {
 }
 
 /// By the code alone: equal problems have equal codes, and the texts are long
-/// and for people. The model checker counts on it: states that differ in no more
-/// than the wording of a cause are one to it (`docs/model.md`).
+/// and for people. States of the handoff that differ in no more than the wording
+/// of a cause are then one to whoever compares them by their hashes.
 impl std::hash::Hash for Problem {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         self.code.hash(state);
