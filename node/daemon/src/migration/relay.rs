@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use godwit_shared::model::{Problem, codes};
@@ -23,6 +24,9 @@ use super::manager::MigrationContext;
 /// Read from QEMU at once. Large enough for the cost of a system call to
 /// vanish, small enough to stay in a core's cache.
 const CHUNK: usize = 256 * 1024;
+
+/// How long QEMU may take to connect its channels to a socket of this host.
+const CONNECTING: Duration = Duration::from_millis(30);
 
 /// QEMU's side of a migration's relay: stopped, and its socket removed, when
 /// this goes.
@@ -79,17 +83,49 @@ async fn serve_source(
             accepted = listener.accept() => accepted,
         };
         let Ok((socket, _)) = accepted else { return };
-        match connection.open(StreamKind::Memory { channel }).await {
-            Ok((sender, receiver)) => {
-                carriers.spawn(carry(socket, sender, receiver));
-            }
-            Err(error) => {
-                tracing::debug!(%error, channel, "a migration channel could not be opened");
-                return;
-            }
-        }
+        let (connection, stop) = (connection.clone(), stop.clone());
+        let opened = connection.open(StreamKind::Memory { channel }).await;
         channel = channel.wrapping_add(1);
+        carriers.spawn(async move {
+            match opened {
+                Ok((sender, receiver)) => carry_out(socket, sender, receiver, stop).await,
+                Err(error) => {
+                    tracing::debug!(%error, "a migration channel could not be opened");
+                    linger(&stop).await;
+                    drop(socket);
+                }
+            }
+        });
     }
+}
+
+/// Carries one of QEMU's channels out. When the connection breaks, QEMU's socket
+/// stays open for a moment: a QEMU whose channels break while it still connects
+/// (`setup`, some milliseconds) forgets to free its yank instance (10.0), and
+/// refuses every later migration of the guest.
+async fn carry_out(
+    socket: UnixStream,
+    sender: Sender,
+    receiver: Receiver,
+    stop: CancellationToken,
+) {
+    let (mut from_qemu, mut to_qemu) = socket.into_split();
+    let up = send(&mut from_qemu, sender.into_bytes());
+    let down = receive(receiver.into_bytes(), &mut to_qemu);
+    let (up, down) = tokio::join!(up, down);
+    let broken = [up.err(), down.err()].into_iter().flatten();
+    let broken: Vec<CarryError> = broken.collect();
+    for error in &broken {
+        tracing::debug!(%error, "a migration channel broke");
+    }
+    if !broken.is_empty() {
+        linger(&stop).await;
+    }
+}
+
+/// Gives a QEMU that still connects the time to be through with it.
+async fn linger(stop: &CancellationToken) {
+    let _ = tokio::time::timeout(CONNECTING, stop.cancelled()).await;
 }
 
 /// Accepts the source's streams and connects each to QEMU's socket at `path`,
@@ -132,9 +168,9 @@ pub(super) async fn serve_target(connection: Connection, path: Arc<Path>, stop: 
 
 /// Carries one channel until both directions have ended.
 async fn carry(socket: UnixStream, sender: Sender, receiver: Receiver) {
-    let (from_qemu, to_qemu) = socket.into_split();
-    let up = send(from_qemu, sender.into_bytes());
-    let down = receive(receiver.into_bytes(), to_qemu);
+    let (mut from_qemu, mut to_qemu) = socket.into_split();
+    let up = send(&mut from_qemu, sender.into_bytes());
+    let down = receive(receiver.into_bytes(), &mut to_qemu);
     let (up, down) = tokio::join!(up, down);
     for error in [up.err(), down.err()].into_iter().flatten() {
         tracing::debug!(%error, "a migration channel broke");
@@ -150,7 +186,7 @@ enum CarryError {
     Stream(#[from] StreamError),
 }
 
-async fn send(mut from: OwnedReadHalf, mut to: ByteSender) -> Result<(), CarryError> {
+async fn send(from: &mut OwnedReadHalf, mut to: ByteSender) -> Result<(), CarryError> {
     let mut buffer = BytesMut::with_capacity(CHUNK);
     loop {
         buffer.reserve(CHUNK / 4);
@@ -172,7 +208,7 @@ async fn send(mut from: OwnedReadHalf, mut to: ByteSender) -> Result<(), CarryEr
     }
 }
 
-async fn receive(mut from: ByteReceiver, mut to: OwnedWriteHalf) -> Result<(), CarryError> {
+async fn receive(mut from: ByteReceiver, to: &mut OwnedWriteHalf) -> Result<(), CarryError> {
     while let Some(chunk) = from.read_chunk(CHUNK).await? {
         if let Err(error) = to.write_all(&chunk).await {
             from.stop(CloseCode::NONE);
