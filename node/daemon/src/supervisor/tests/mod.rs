@@ -158,6 +158,22 @@ impl Drop for Node {
 }
 
 /// A signal to a QEMU of the test.
+/// Kills QEMU and waits until it has ended: a signal takes a moment, and a
+/// daemon that comes in that moment still finds the process.
+fn kill(report: &DomainReport) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    let pid = Pid::from_raw(i32::try_from(report.pid.unwrap()).unwrap()).unwrap();
+    let process = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    signal(report, rustix::process::Signal::KILL);
+    let mut ended = [PollFd::new(&process, PollFlags::IN)];
+    let deadline = Timespec {
+        tv_sec: 20,
+        tv_nsec: 0,
+    };
+    assert_eq!(poll(&mut ended, Some(&deadline)).unwrap(), 1, "it lives on");
+}
+
 fn signal(report: &DomainReport, signal: rustix::process::Signal) {
     let pid = i32::try_from(report.pid.unwrap()).unwrap();
     let pid = rustix::process::Pid::from_raw(pid).unwrap();

@@ -43,7 +43,7 @@ async fn what_ended_meanwhile_is_told_apart() {
     let vm = node.running(1).await;
     let report = node.bus.domain(vm).unwrap();
     node.supervisor.send(End).await.unwrap();
-    signal(&report, Signal::KILL);
+    kill(&report);
     node.restart_after_end().await;
     let Some(ExitReason::Crashed { detail }) = node.bus.domain(vm).unwrap().exit else {
         panic!();
