@@ -9,6 +9,7 @@
 
 mod handshake;
 mod liveness;
+mod paths;
 mod process;
 mod relay;
 mod streams;
