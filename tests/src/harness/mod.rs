@@ -52,6 +52,9 @@ pub struct ClusterOptions {
     pub emulator: Emulator,
     /// Put a relay in front of every node, and one between it and the coordinator.
     pub relayed: bool,
+    /// How many of the nodes, from `node-1` on, run the older QEMU of
+    /// `scripts/old-qemu`.
+    pub old: usize,
     /// Memory that the nodes offer, `node-1` first; the host decides for the rest.
     pub memory: Vec<MiB>,
     /// What the daemons log.
@@ -64,6 +67,7 @@ impl Default for ClusterOptions {
             nodes: 2,
             emulator: Emulator::Real,
             relayed: false,
+            old: 0,
             memory: Vec::new(),
             log: std::env::var("GODWIT_TEST_LOG")
                 .unwrap_or_else(|_| "debug,quinn=info,rustls=info,actix_server=info".to_owned()),
@@ -96,6 +100,12 @@ impl ClusterOptions {
             emulator: Emulator::Fake,
             ..self
         }
+    }
+
+    /// The first of the nodes run an older QEMU.
+    #[must_use]
+    pub fn old(self, old: usize) -> Self {
+        Self { old, ..self }
     }
 
     /// The nodes offer this much memory, `node-1` first.

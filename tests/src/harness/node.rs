@@ -115,6 +115,12 @@ impl Node {
             emulators.insert("x86_64".into(), fake.display().to_string().into());
             config.insert("emulators".into(), emulators.into());
         }
+        if index < options.old {
+            let mut emulators = toml::Table::new();
+            let old = programs::old_qemu()?;
+            emulators.insert("x86_64".into(), old.display().to_string().into());
+            config.insert("emulators".into(), emulators.into());
+        }
         Ok(config)
     }
 

@@ -1,6 +1,6 @@
 //! Where the programs under test are.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -29,4 +29,20 @@ pub fn find(name: &str) -> Result<PathBuf> {
         "{name} is not beside {}; build it: cargo build{profile} --workspace --bins",
         here.display()
     )
+}
+
+/// The older QEMU that `scripts/old-qemu` has unpacked.
+///
+/// # Errors
+/// When it has not.
+pub fn old_qemu() -> Result<PathBuf> {
+    let path = std::env::var_os("GODWIT_OLD_QEMU").map_or_else(
+        || {
+            let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+            root.join(".cache/qemu-7.2/usr/bin/qemu-system-x86_64")
+        },
+        PathBuf::from,
+    );
+    path.canonicalize()
+        .context("the older QEMU is not there; run scripts/old-qemu")
 }
