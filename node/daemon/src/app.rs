@@ -188,7 +188,7 @@ impl Node {
             paths: paths.clone(),
             bus: bus.clone(),
             boot_id: facts.boot_id.clone(),
-            emulators,
+            emulators: emulators.clone(),
             capacity: facts.capacity,
         })
         .start();
@@ -217,7 +217,7 @@ impl Node {
             identity: identity.watch(),
             options: config.transport(),
             node: member.me.node.clone(),
-            emulators: Arc::new(facts.emulators),
+            emulators: Arc::new(emulators),
             domains: paths.domains(),
             run_dir: paths.run_dir.clone(),
             tombstones: Tombstones::open(paths.migrations())?,

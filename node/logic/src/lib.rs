@@ -7,6 +7,7 @@
 pub mod clock;
 pub mod compat;
 pub mod domain;
+pub mod forecast;
 pub mod handoff;
 pub mod qemu;
 pub mod qmp;

@@ -1,12 +1,19 @@
-//! What both sides of a migration ask of the domain's actor, apart from QMP.
+//! What both sides of a migration ask of the domain's actor, apart from QMP, and
+//! what the target writes down.
+
+use std::time::Duration;
 
 use actix::Addr;
-use godwit_node_logic::handoff::HandoffRecord;
-use godwit_shared::model::{MigrationId, Problem};
+use godwit_node_logic::handoff::{HandoffRecord, TombstoneVerdict};
+use godwit_shared::model::{ExitReason, MigrationId, Problem, VmId, codes};
 
 use super::qemu::actor_gone;
+use super::tombstones::Tombstones;
 use crate::domain::DomainActor;
 use crate::domain::messages::{DomainSignal, RecordHandoff, Subscribe};
+
+/// How long to wait before what could not be written is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// Puts the migration's record into the domain's journal, or takes it out.
 pub(super) async fn record_handoff(
@@ -39,4 +46,30 @@ pub(super) async fn follow(
             }
         });
     }
+}
+
+/// Writes down that the guest ran here, however often that takes.
+pub(super) async fn write_granted(tombstones: &Tombstones, migration: MigrationId, vm: VmId) {
+    loop {
+        match tombstones.write(migration, vm, TombstoneVerdict::Granted) {
+            Ok(TombstoneVerdict::Granted) => return,
+            Ok(other) => {
+                tracing::error!(%migration, ?other, "the word given before was another");
+                return;
+            }
+            Err(problem) => {
+                tracing::error!(%migration, %problem, "the word on the grant cannot be written down");
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+}
+
+/// The target's QEMU is gone.
+pub(super) fn ended(reason: &ExitReason) -> Problem {
+    Problem::new(
+        codes::QEMU_GONE,
+        format!("the target's QEMU ended: {reason}"),
+    )
+    .remedy("look at the target's QEMU log")
 }

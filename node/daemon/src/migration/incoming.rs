@@ -10,7 +10,7 @@ use godwit_node_logic::handoff::{
     TargetEffect, TargetEvent, TargetOutcome, TombstoneVerdict,
 };
 use godwit_shared::model::{
-    Epoch, ExitReason, MigrationId, MigrationPolicy, NodeId, Problem, VmId, VmSpec, codes,
+    Epoch, MigrationId, MigrationPolicy, NodeId, Problem, VmId, VmSpec, codes,
 };
 use godwit_shared::transport::{CloseCode, Connection, MessageReceiver, Probing, Sender};
 use godwit_shared::wire::peer::{Prepare, SourceMessage, TargetMessage};
@@ -19,13 +19,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use super::calls::{follow, record_handoff};
+use super::calls::{ended, follow, record_handoff, write_granted};
 use super::manager::{Ended, MigrationContext};
 use super::outgoing::PROBE;
 use super::peer::{self, Closer};
 use super::progress::now_us;
-use super::tombstones::Tombstones;
-use super::{qemu, relay};
+use super::{qemu, rehearsal, relay};
 use crate::domain::DomainActor;
 use crate::domain::messages::{Activate, ActivateError, DiscardIncoming, DomainSignal};
 use crate::fault;
@@ -33,6 +32,9 @@ use crate::supervisor::messages::{CheckIncoming, IncomingRequest, StartIncoming}
 
 /// How long to wait before something that failed is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How long `RESUME` may take to arrive once `cont` was answered. The guest runs
+/// meanwhile; only the source's QEMU ends that much later.
+const RESUME_PATIENCE: Duration = Duration::from_millis(250);
 
 /// The actor of a migration that comes.
 pub(super) struct Incoming {
@@ -62,6 +64,10 @@ pub(super) struct Incoming {
     recovery_waits: bool,
     /// When the CPUs began to run, by QEMU's event, in microseconds.
     resumed_us: Option<u64>,
+    /// The CPUs run, and `RESUME` has not come yet.
+    resume_waits: bool,
+    /// Whether the CPUs shall run.
+    runs: bool,
     questions: Vec<oneshot::Sender<Verdict>>,
 }
 
@@ -178,6 +184,8 @@ impl Incoming {
             broken: false,
             recovery_waits: false,
             resumed_us: None,
+            resume_waits: false,
+            runs: false,
             questions: Vec::new(),
         }
     }
@@ -266,11 +274,17 @@ impl Incoming {
             messages,
             ..
         } = arrival;
+        if prepare.dry_run {
+            let trial = rehearsal::take_trial(connection.clone());
+            self.context.runtime.spawn(trial);
+        }
         self.open_link(connection, sender, messages);
         let source = RunningAs {
             machine: &prepare.machine,
             accelerator: &prepare.accelerator,
             qemu_version: &prepare.qemu_version,
+            cpu_model: &prepare.cpu_model,
+            postcopy: prepare.policy.allows_postcopy(),
         };
         let mut blockers = compat::blockers(&spec, &source, &self.context.emulators);
         let request = incoming_request(&prepare, spec, self.record.source.clone());
@@ -493,6 +507,7 @@ impl Incoming {
     /// go back; while QEMU's session is away it is asked again, for as long as
     /// that takes: the source is told that the grant was taken.
     fn activate(&mut self, epoch: Epoch, run: bool) {
+        self.runs = run;
         let Some(domain) = self.domain.clone() else {
             return;
         };
@@ -513,6 +528,22 @@ impl Incoming {
                 }
             }
         });
+    }
+
+    /// `RESUME` and the answer to `cont` come on different ways: the source is
+    /// told of both at once, so the answer waits for the event a little.
+    fn on_activated(&mut self, ctx: &mut Context<Self>) {
+        self.resume_waits = true;
+        if self.resumed_us.is_some() || !self.runs {
+            return self.on_resume_waited(ctx);
+        }
+        ctx.run_later(RESUME_PATIENCE, Self::on_resume_waited);
+    }
+
+    fn on_resume_waited(&mut self, ctx: &mut Context<Self>) {
+        if std::mem::take(&mut self.resume_waits) {
+            self.step(TargetEvent::Activated, ctx);
+        }
     }
 
     /// The tombstone comes first: without it a later question could get another
@@ -579,7 +610,8 @@ impl Incoming {
     fn on_signal(&mut self, signal: DomainSignal, ctx: &mut Context<Self>) {
         match signal {
             DomainSignal::Qmp(event) if event.name == "RESUME" => {
-                self.resumed_us = Some(event.timestamp);
+                self.resumed_us.get_or_insert(event.timestamp);
+                self.on_resume_waited(ctx);
             }
             DomainSignal::Qmp(event) => {
                 if let Some(state) = qemu::meaning(&event) {
@@ -673,6 +705,7 @@ impl StreamHandler<Input> for Incoming {
             Input::Event(event @ (TargetEvent::Started | TargetEvent::StartFailed(_))) => {
                 self.on_start_ended(event, ctx);
             }
+            Input::Event(TargetEvent::Activated) => self.on_activated(ctx),
             Input::Event(event) => self.step(event, ctx),
             Input::Signal(signal) => self.on_signal(signal, ctx),
             Input::Message(generation, message) if generation == self.generation => {
@@ -741,23 +774,6 @@ fn point(message: &TargetMessage) -> &'static str {
     }
 }
 
-/// Writes down that the guest ran here, however often that takes.
-async fn write_granted(tombstones: &Tombstones, migration: MigrationId, vm: VmId) {
-    loop {
-        match tombstones.write(migration, vm, TombstoneVerdict::Granted) {
-            Ok(TombstoneVerdict::Granted) => return,
-            Ok(other) => {
-                tracing::error!(%migration, ?other, "the word given before was another");
-                return;
-            }
-            Err(problem) => {
-                tracing::error!(%migration, %problem, "the word on the grant cannot be written down");
-                tokio::time::sleep(AGAIN).await;
-            }
-        }
-    }
-}
-
 fn incoming_request(prepare: &Prepare, spec: VmSpec, source: NodeId) -> IncomingRequest {
     IncomingRequest {
         source,
@@ -769,12 +785,4 @@ fn incoming_request(prepare: &Prepare, spec: VmSpec, source: NodeId) -> Incoming
         accelerator: prepare.accelerator.clone(),
         cpu_model: prepare.cpu_model.clone(),
     }
-}
-
-fn ended(reason: &ExitReason) -> Problem {
-    Problem::new(
-        codes::QEMU_GONE,
-        format!("the target's QEMU ended: {reason}"),
-    )
-    .remedy("look at the target's QEMU log")
 }

@@ -10,7 +10,7 @@ use godwit_node_logic::handoff::{
     HandoffRecord, IncomingRecord, IncomingStage, OutgoingRecord, OutgoingStage, Plan,
     TombstoneVerdict,
 };
-use godwit_shared::model::capacity::EmulatorFacts;
+use godwit_node_logic::qemu::facts::Emulator;
 use godwit_shared::model::{
     DoubtDecision, ExitReason, MigrationId, MigrationPolicy, MigrationTuning, NodeId, Problem,
     UnixMillis, VmId, VmSpec, codes,
@@ -26,6 +26,7 @@ use tokio::sync::{oneshot, watch};
 use super::calls::record_handoff;
 use super::incoming::{Arrival, Incoming, Question, Reunion};
 use super::outgoing::{self, Departure, Outgoing};
+use super::rehearsal::{Rehearsal, rehearse};
 use super::tombstones::Tombstones;
 use super::{peer, qemu};
 use crate::bus::NodeBus;
@@ -39,8 +40,6 @@ use crate::uplink::UplinkHandle;
 
 /// How long a peer that connected may take to say what it wants.
 const FIRST_MESSAGE: Duration = Duration::from_secs(5);
-/// How long a dry run may take.
-const DRY_RUN: Duration = Duration::from_secs(10);
 
 /// What migrations need of the rest of the node.
 pub struct MigrationContext {
@@ -59,7 +58,7 @@ pub struct MigrationContext {
     /// This node's name.
     pub node: NodeId,
     /// The QEMUs of this node.
-    pub emulators: Arc<Vec<EmulatorFacts>>,
+    pub emulators: Arc<Vec<Emulator>>,
     /// Where the domains' records live.
     pub domains: PathBuf,
     /// Where sockets live.
@@ -293,10 +292,9 @@ impl Handler<StartMigration> for MigrationManager {
         Box::pin(
             work.into_actor(self)
                 .map(move |accepted, actor, _| match accepted? {
-                    Accepted::Blockers(blockers) => Ok(NodeReply::Rehearsal {
-                        blockers,
-                        forecast: None,
-                    }),
+                    Accepted::Rehearsed(Rehearsal { blockers, forecast }) => {
+                        Ok(NodeReply::Rehearsal { blockers, forecast })
+                    }
                     Accepted::Begun(outgoing) => {
                         actor.outgoing.insert(migration, outgoing.start());
                         Ok(NodeReply::Done)
@@ -318,7 +316,7 @@ fn plan(policy: &MigrationPolicy) -> Plan {
 
 enum Accepted {
     Begun(Box<Outgoing>),
-    Blockers(Vec<Problem>),
+    Rehearsed(Rehearsal),
 }
 
 async fn accept(
@@ -365,9 +363,9 @@ async fn accept(
         manager,
     };
     if dry_run {
-        let blockers = rehearse(&departure, &facts, &policy).await;
+        let found = rehearse(&departure, &facts, &policy).await;
         release(&domain, &facts).await;
-        return blockers.map(Accepted::Blockers);
+        return found.map(Accepted::Rehearsed);
     }
     let record = Some(HandoffRecord::Outgoing(departure.record.clone()));
     if let Err(problem) = record_handoff(&domain, migration, record, false).await {
@@ -384,47 +382,6 @@ async fn release(domain: &Addr<DomainActor>, facts: &OutgoingFacts) {
     if let Ok(Err(problem)) = domain.send(EndOutgoing(stay)).await {
         tracing::warn!(%problem, "a domain was not let go of");
     }
-}
-
-/// Asks the target what stands against it.
-async fn rehearse(
-    departure: &Departure,
-    facts: &OutgoingFacts,
-    policy: &MigrationPolicy,
-) -> Result<Vec<Problem>, Problem> {
-    let prepare = outgoing::prepare(departure, facts, policy, true)?;
-    let lost = |what: String| Problem::new(codes::CONNECTION_LOST, what);
-    let question = async {
-        let dialled = peer::dial(&departure.context, &departure.record.target).await?;
-        let (sender, receiver) = dialled
-            .connection
-            .open(StreamKind::Control)
-            .await
-            .map_err(|e| lost(e.to_string()))?;
-        let mut sender = sender.into_messages::<SourceMessage>();
-        sender
-            .send(&prepare)
-            .await
-            .map_err(|e| lost(e.to_string()))?;
-        let answer = receiver.into_messages::<TargetMessage>().recv().await;
-        dialled.connection.close(CloseCode::DONE, "answered");
-        match answer.map_err(|e| lost(e.to_string()))? {
-            Some(TargetMessage::Blocked { blockers, .. }) => Ok(blockers),
-            _ => Err(Problem::new(
-                codes::PROTOCOL,
-                "the target gave no answer to a dry run",
-            )),
-        }
-    };
-    tokio::time::timeout(DRY_RUN, question)
-        .await
-        .unwrap_or_else(|_| {
-            Err(Problem::new(
-                codes::TIMEOUT,
-                "the target did not answer the dry run in time",
-            )
-            .remedy("look at the target's log"))
-        })
 }
 
 /// Call a migration off.

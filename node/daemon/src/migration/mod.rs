@@ -25,6 +25,7 @@ mod outgoing;
 mod peer;
 mod progress;
 mod qemu;
+mod rehearsal;
 mod relay;
 mod tombstones;
 

@@ -3,8 +3,8 @@
 use godwit_node_logic::clock::OtherClock;
 use godwit_node_logic::handoff::Outcome;
 use godwit_shared::model::{
-    Epoch, MigrationFailure, MigrationFigures, MigrationId, MigrationPhase, MigrationProgress,
-    Millis, NodeId, Problem, UnixMillis, VmId,
+    Epoch, Forecast, MigrationFailure, MigrationFigures, MigrationId, MigrationPhase,
+    MigrationProgress, Millis, NodeId, Problem, UnixMillis, VmId,
 };
 use godwit_shared::wire::uplink::MigrationReport;
 
@@ -111,6 +111,12 @@ impl Progress {
             _ => now.saturating_sub(stopped),
         };
         self.report.blackout = Some(Millis(pause.div_ceil(1000)));
+    }
+
+    /// How it will go, as far as that could be sampled.
+    pub(super) fn foretold(&mut self, forecast: Forecast) {
+        self.report.figures.forecast = Some(forecast);
+        self.publish();
     }
 
     /// The pause by QEMU's own count.

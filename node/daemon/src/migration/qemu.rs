@@ -299,6 +299,27 @@ async fn settled(domain: &Addr<DomainActor>) -> Result<bool, Problem> {
         ))
 }
 
+/// What the guest's own QEMU has against its move (`blocked-reasons`): devices
+/// whose state cannot be sent.
+pub(super) async fn blocked(domain: &Addr<DomainActor>) -> Result<Vec<Problem>, Problem> {
+    let answer = execute(domain, "query-migrate", Value::Null).await?;
+    Ok(blocked_reasons(&answer))
+}
+
+fn blocked_reasons(answer: &Value) -> Vec<Problem> {
+    let reasons = answer.get("blocked-reasons").and_then(Value::as_array);
+    let words = reasons.into_iter().flatten().filter_map(Value::as_str);
+    words
+        .map(|words| {
+            let text = format!("QEMU cannot move the guest: {words}");
+            Problem::new(codes::MIGRATION_BLOCKED, text)
+                .field("devices")
+                .value(words)
+                .remedy("remove the device that it names, or shut the VM down to move it")
+        })
+        .collect()
+}
+
 /// A sample for those who watch.
 pub(super) async fn sample(domain: &Addr<DomainActor>) -> Result<MigrationProgress, Problem> {
     Ok(progress(
@@ -375,6 +396,16 @@ mod tests {
         assert_eq!(sample.dirty_rate, BytesPerSec(12_288));
         assert_eq!((sample.iteration, sample.throttle_percent), (2, 20));
         assert_eq!(sample.elapsed, Millis(1500));
+    }
+
+    #[test]
+    fn each_reason_of_qemu_is_a_blocker() {
+        let answer = json!({"blocked": true, "blocked-reasons": ["vfio", "9p in use"]});
+        let found = blocked_reasons(&answer);
+        assert_eq!(found.len(), 2);
+        assert!(found[1].to_string().contains("9p in use"));
+        assert_eq!(blocked_reasons(&json!({})), []);
+        assert_eq!(blocked_reasons(&json!({"blocked-reasons": 1})), []);
     }
 
     #[test]

@@ -77,20 +77,28 @@ async fn probe(
             Command::plain("query-version"),
             Command::plain("query-machines"),
             Command::new("query-command-line-options", json!({"option": "sandbox"})),
+            Command::plain("query-cpu-definitions"),
+            postcopy_on(),
         ],
     )
     .await?;
-    let [version, machines, sandbox] = <[Value; 3]>::try_from(replies).unwrap_or_default();
-    let answers = Answers {
+    let [version, machines, sandbox, cpus, postcopy] =
+        <[Value; 5]>::try_from(replies).unwrap_or_default();
+    let mut answers = Answers {
         version,
         machines,
         sandbox,
+        cpus,
+        postcopy,
+        kvm_cpus: Value::Null,
     };
     let kvm = evidence.worth_asking(architecture) && {
-        let question = [Command::plain("query-kvm")];
+        let questions = ["query-kvm", "query-cpu-definitions"].map(Command::plain);
         let args = ["-machine", "none", "-accel", "kvm"];
-        let answer = ask(program, &args, &question).await.unwrap_or_default();
-        evidence.works(architecture, answer.first().unwrap_or(&Value::Null))
+        let replies = ask(program, &args, &questions).await.unwrap_or_default();
+        let [works, cpus] = <[Value; 2]>::try_from(replies).unwrap_or_default();
+        answers.kvm_cpus = cpus;
+        evidence.works(architecture, &works)
     };
     Ok(facts::read(
         architecture,
@@ -98,6 +106,15 @@ async fn probe(
         &answers,
         kvm,
     )?)
+}
+
+/// QEMU tries here whether the host has what post-copy needs.
+fn postcopy_on() -> Command {
+    let capability = json!({"capability": "postcopy-ram", "state": true});
+    Command::new(
+        "migrate-set-capabilities",
+        json!({"capabilities": [capability]}),
+    )
 }
 
 /// Runs the program and asks it; a refused command answers null.

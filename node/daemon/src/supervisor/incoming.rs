@@ -3,15 +3,12 @@
 use std::path::Path;
 
 use actix::prelude::*;
-use godwit_node_logic::qemu::Accel;
-use godwit_node_logic::qemu::plan::emulator_for;
-use godwit_shared::model::spec::Accelerator;
 use godwit_shared::model::{Problem, Usage, VmSpec, codes};
 
-use super::messages::{CheckIncoming, IncomingRequest, StartIncoming};
+use super::messages::{CheckIncoming, StartIncoming};
 use super::{Supervisor, actor_gone};
+use crate::domain::DomainActor;
 use crate::domain::messages::{BecomeIncoming, Describe, DiscardIncoming};
-use crate::domain::{DomainActor, NodeContext};
 
 impl Handler<StartIncoming> for Supervisor {
     type Result = ResponseFuture<Result<Addr<DomainActor>, Problem>>;
@@ -54,7 +51,6 @@ impl Handler<CheckIncoming> for Supervisor {
         let mut found = Vec::new();
         let usage = Usage::of(&request.spec);
         found.extend(self.node.ledger.check(request.vm, usage).err());
-        found.extend(check_emulator(&self.node, &request).err());
         let present = self.domains.get(&request.vm).map(|d| d.send(Describe));
         Box::pin(async move {
             if let Some(present) = present
@@ -72,30 +68,6 @@ impl Handler<CheckIncoming> for Supervisor {
             found
         })
     }
-}
-
-fn check_emulator(node: &NodeContext, request: &IncomingRequest) -> Result<(), Problem> {
-    let facts: Vec<_> = node.emulators.iter().map(|e| e.facts.clone()).collect();
-    let emulator =
-        emulator_for(request.spec.architecture, &facts).map_err(|error| error.problem())?;
-    let works = match Accel::parse(&request.accelerator) {
-        Some(Accel::Tcg) => true,
-        Some(Accel::Kvm) => emulator.accelerators.contains(&Accelerator::Kvm),
-        None => false,
-    };
-    if works {
-        return Ok(());
-    }
-    Err(Problem::new(
-        codes::MIGRATION_BLOCKED,
-        format!(
-            "the guest runs with `{}`, which the target does not have",
-            request.accelerator
-        ),
-    )
-    .field("accelerator")
-    .value(&request.accelerator)
-    .remedy("choose a target with that accelerator"))
 }
 
 /// Files that the spec names and the node lacks. Blocks.

@@ -1,8 +1,9 @@
 //! What a probed QEMU can do, and whether KVM really works.
 //!
 //! A probe runs QEMU without a machine and asks `query-version`,
-//! `query-machines`, `query-kvm` and `query-command-line-options`. The answers
-//! are read leniently: what is missing counts as not there.
+//! `query-machines`, `query-kvm`, `query-command-line-options` and
+//! `query-cpu-definitions`, and tries whether post-copy can be switched on. The
+//! answers are read leniently: what is missing counts as not there.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +21,15 @@ pub struct Emulator {
     pub facts: EmulatorFacts,
     /// Whether it was built with seccomp.
     pub sandbox: bool,
+    /// Whether it can receive a guest in post-copy here: QEMU refuses where the
+    /// host has no `userfaultfd` for it.
+    pub postcopy: bool,
+    /// The CPU models that it knows for each accelerator that works.
+    pub cpus: Vec<(Accelerator, CpuModels)>,
 }
+
+/// CPU models by name, each with the features that the host lacks for it.
+pub type CpuModels = BTreeMap<String, Vec<String>>;
 
 /// A program that cannot be used as QEMU.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +59,12 @@ pub struct Answers {
     pub machines: Value,
     /// `query-command-line-options` for `sandbox`.
     pub sandbox: Value,
+    /// `query-cpu-definitions` with emulation.
+    pub cpus: Value,
+    /// The same with KVM; null where KVM does not work.
+    pub kvm_cpus: Value,
+    /// `migrate-set-capabilities` with `postcopy-ram`: an empty object when taken.
+    pub postcopy: Value,
 }
 
 /// Reads a probe's answers.
@@ -61,8 +76,10 @@ pub fn read(
 ) -> Result<Emulator, ProbeError> {
     let (machines, machine_aliases) = read_machines(&answers.machines);
     let mut accelerators = vec![Accelerator::Tcg];
+    let mut cpus = vec![(Accelerator::Tcg, read_cpus(&answers.cpus))];
     if kvm {
         accelerators.insert(0, Accelerator::Kvm);
+        cpus.push((Accelerator::Kvm, read_cpus(&answers.kvm_cpus)));
     }
     Ok(Emulator {
         facts: EmulatorFacts {
@@ -74,7 +91,31 @@ pub fn read(
             machine_aliases,
         },
         sandbox: has_option(&answers.sandbox, "sandbox"),
+        postcopy: answers.postcopy.is_object(),
+        cpus,
     })
+}
+
+impl Emulator {
+    /// The CPU models with that accelerator; none when they are not known.
+    pub fn cpu_models(&self, accelerator: &str) -> Option<&CpuModels> {
+        let mut lists = self.cpus.iter();
+        let (_, models) = lists.find(|(a, _)| a.to_string() == accelerator)?;
+        (!models.is_empty()).then_some(models)
+    }
+}
+
+/// CPU models, and what the host lacks for each (`unavailable-features`).
+fn read_cpus(answer: &Value) -> CpuModels {
+    let models = answer.as_array().into_iter().flatten();
+    models
+        .filter_map(|model| {
+            let name = model.get("name")?.as_str()?.to_owned();
+            let missing = model.get("unavailable-features").and_then(Value::as_array);
+            let missing = missing.into_iter().flatten().filter_map(Value::as_str);
+            Some((name, missing.map(str::to_owned).collect()))
+        })
+        .collect()
 }
 
 fn read_version(answer: &Value) -> Result<String, ProbeError> {
@@ -170,6 +211,13 @@ mod tests {
                 {"surprise": true},
             ]),
             sandbox: json!([{"option": "sandbox", "parameters": []}]),
+            cpus: json!([
+                {"name": "qemu64", "unavailable-features": []},
+                {"name": "EPYC-v4", "unavailable-features": ["osvw", "ibpb"]},
+                {"unnamed": 1},
+            ]),
+            kvm_cpus: json!([{"name": "host"}]),
+            postcopy: json!({}),
         }
     }
 
@@ -180,12 +228,16 @@ mod tests {
         assert_eq!(emulator.facts.machines, ["microvm", "pc-q35-10.0"]);
         assert_eq!(emulator.facts.machine_aliases["q35"], "pc-q35-10.0");
         assert_eq!(emulator.facts.accelerators, [Accelerator::Tcg]);
-        assert!(emulator.sandbox);
+        assert!(emulator.sandbox && emulator.postcopy);
+        let models = emulator.cpu_models("tcg").unwrap();
+        assert_eq!((models.len(), models["EPYC-v4"].len()), (2, 2));
+        assert_eq!(emulator.cpu_models("kvm"), None);
         let with = read(Architecture::X86_64, "/usr/bin/q", &answers(), true).unwrap();
         assert_eq!(
             with.facts.accelerators,
             [Accelerator::Kvm, Accelerator::Tcg]
         );
+        assert!(with.cpu_models("kvm").unwrap()["host"].is_empty());
     }
 
     #[test]
@@ -196,6 +248,7 @@ mod tests {
         };
         let emulator = read(Architecture::X86_64, "/q", &answers, false).unwrap();
         assert!(emulator.facts.machines.is_empty() && !emulator.sandbox);
+        assert!(!emulator.postcopy && emulator.cpu_models("tcg").is_none());
     }
 
     #[test]

@@ -4,7 +4,8 @@
 use actix::prelude::*;
 use godwit_node_logic::handoff::{QemuMigration, SourceEvent};
 use godwit_shared::model::{
-    DoubtDecision, MigrationPhase, MigrationProgress, MigrationTuning, Millis, Problem, codes,
+    DoubtDecision, Forecast, MigrationPhase, MigrationProgress, MigrationTuning, Millis, Problem,
+    codes,
 };
 use godwit_shared::wire::peer::{SourceMessage, TargetMessage};
 use tokio::sync::mpsc;
@@ -32,6 +33,8 @@ pub(super) enum Input {
     Sampled(MigrationProgress),
     /// A pass has begun, with this sample.
     Passed(u32, MigrationProgress),
+    /// How it will go.
+    Foretold(Forecast),
     /// QEMU's last figures, and its count of the pause.
     Retiring(MigrationProgress, Option<Millis>),
     /// Something the operator should know.
@@ -128,7 +131,10 @@ impl Outgoing {
             TargetMessage::Complete { .. } => SourceEvent::Complete,
             TargetMessage::Time {
                 sent_us, here_us, ..
-            } => return self.progress.told_time(sent_us, here_us),
+            } => {
+                self.progress.told_time(sent_us, here_us);
+                return self.foretell();
+            }
             TargetMessage::HandBack { epoch, reason, .. } => {
                 SourceEvent::HandBack { epoch, reason }
             }
@@ -188,6 +194,7 @@ impl StreamHandler<Input> for Outgoing {
                     self.ask_time();
                 }
             }
+            Input::Foretold(forecast) => self.progress.foretold(forecast),
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::domain::messages::OutgoingFacts;
 use crate::migration::manager::MigrationContext;
 use crate::migration::peer::{self, Closer, Dialled};
 use crate::migration::progress::now_us;
-use crate::migration::qemu;
+use crate::migration::{qemu, rehearsal};
 
 /// The connection to the target while it stands.
 pub(super) struct Link {
@@ -79,6 +79,24 @@ impl Outgoing {
                 sent_us: now_us(),
             });
         }
+    }
+
+    /// Foretells how it will go, while the target prepares: once it has answered
+    /// for the first time, and so has the control stream.
+    pub(super) fn foretell(&mut self) {
+        let first = !std::mem::replace(&mut self.foretelling, true);
+        let (Some((facts, policy)), Some(link), true) = (&self.begin, &self.link, first) else {
+            return;
+        };
+        let memory = rehearsal::in_use(&self.departure, facts);
+        let (domain, connection) = (self.departure.domain.clone(), link.connection().clone());
+        let foretold = rehearsal::foretell(domain, connection, facts.run, memory, policy.clone());
+        let inputs = self.inputs.clone();
+        actix::spawn(async move {
+            if let Some(forecast) = foretold.await {
+                let _ = inputs.send(Input::Foretold(forecast));
+            }
+        });
     }
 
     /// Post-copy: what is left of the old connection goes, so that QEMU notices;

@@ -86,6 +86,8 @@ pub(super) struct Outgoing {
     timers: HashMap<Timer, SpawnHandle>,
     watched: bool,
     asking: Asking,
+    /// How it will go is sampled, or was.
+    foretelling: bool,
 }
 
 /// The ways on which a source in doubt asks.
@@ -157,6 +159,7 @@ impl Outgoing {
             timers: HashMap::new(),
             watched: false,
             asking: Asking::default(),
+            foretelling: false,
         }
     }
 
