@@ -19,7 +19,8 @@ use godwit_shared::model::{MiB, VmSpec};
 #[derive(Debug, Clone)]
 pub struct Image {
     kernel: PathBuf,
-    initrd: PathBuf,
+    /// The initial RAM disk.
+    pub initrd: PathBuf,
 }
 
 impl Image {
@@ -59,8 +60,12 @@ pub struct Work {
     pub fill: MiB,
     /// How much of it is written anew each second.
     pub rate: MiB,
+    /// What the pages hold: `random`, or what else `godwit.pattern` takes.
+    pub pattern: String,
     /// Whether it runs the guest agent.
     pub agent: bool,
+    /// An initrd with more in it, instead of the image's own.
+    pub initrd: Option<PathBuf>,
 }
 
 impl Default for Work {
@@ -70,7 +75,9 @@ impl Default for Work {
             tick_ms: 20,
             fill: MiB(16),
             rate: MiB(4),
+            pattern: "random".to_owned(),
             agent: false,
+            initrd: None,
         }
     }
 }
@@ -81,11 +88,14 @@ impl Default for Work {
 /// When the image is missing or the name is not one.
 pub fn spec(name: &str, work: &Work) -> Result<VmSpec> {
     let image = Image::find()?;
+    let initrd = work.initrd.as_ref().unwrap_or(&image.initrd);
     let cmdline = format!(
-        "console=ttyS0 quiet godwit.count={}ms godwit.fill={}M godwit.rate={}M godwit.agent={}",
+        "console=ttyS0 quiet godwit.count={}ms godwit.fill={}M godwit.rate={}M \
+         godwit.pattern={} godwit.agent={}",
         work.tick_ms,
         work.fill.0,
         work.rate.0,
+        work.pattern,
         u8::from(work.agent)
     );
     let document = serde_json::json!({
@@ -93,7 +103,7 @@ pub fn spec(name: &str, work: &Work) -> Result<VmSpec> {
         "memory": work.memory.0,
         "accelerator": "tcg",
         "agent": work.agent,
-        "boot": { "kernel": image.kernel, "initrd": image.initrd, "cmdline": cmdline },
+        "boot": { "kernel": image.kernel, "initrd": initrd, "cmdline": cmdline },
     });
     Ok(VmSpec::from_value(document)?)
 }

@@ -4,6 +4,7 @@
 //!   folder, kills them the way a test asks, and takes everything down again.
 //! * [`api`] is a client of the REST interface; [`events`] collects its events
 //!   with the moment of their arrival.
+//! * [`bare`] is QEMU without a manager, to measure against.
 //! * [`fault`] lets something go wrong at a chosen moment of a migration.
 //! * [`guest`] makes specs for the counting guest and checks its count.
 //! * [`points`] holds a daemon between two steps of a migration; [`matrix`] lets
@@ -18,6 +19,7 @@
 //! * when a [`harness::Cluster`] is gone, so is everything that it started.
 
 pub mod api;
+pub mod bare;
 pub mod events;
 pub mod fault;
 pub mod guest;

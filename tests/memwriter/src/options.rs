@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::page::Pattern;
+use crate::page::{self, Pattern};
 
 /// A size of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ impl fmt::Display for OptionError {
             Self::Unknown(word) => write!(
                 f,
                 "unknown argument {word}; known: --count=TIME --fill=SIZE --rate=SIZE \
-                 --pattern=random|compressible --seed=N --guest"
+                 --pattern=random|compressible|corpus:FILE --seed=N --guest"
             ),
             Self::Value {
                 option,
@@ -81,6 +81,7 @@ impl Options {
 
     fn take(&mut self, word: &str) -> Result<(), OptionError> {
         const SIZE: &str = "a number with an optional K, M or G";
+        const PATTERN: &str = "random, compressible or corpus:FILE";
         match word.split_once('=') {
             None if word == "--guest" => self.privileges = Privileges::Guest,
             Some(("--count", value)) => {
@@ -91,7 +92,7 @@ impl Options {
                 self.rate = BytesPerSec(read("--rate", value, SIZE, size)?.0);
             }
             Some(("--pattern", value)) => {
-                self.pattern = read("--pattern", value, "random or compressible", pattern)?;
+                self.pattern = read("--pattern", value, PATTERN, pattern)?;
             }
             Some(("--seed", value)) => {
                 self.seed = read("--seed", value, "a number", |text| text.parse().ok())?;
@@ -141,8 +142,16 @@ fn pattern(text: &str) -> Option<Pattern> {
     match text {
         "random" => Some(Pattern::Random),
         "compressible" => Some(Pattern::Compressible),
-        _ => None,
+        _ => corpus(text.strip_prefix("corpus:")?),
     }
+}
+
+/// The file goes once it is read, and stays for as long as the program: a guest
+/// has one copy of it, in this program's memory.
+fn corpus(path: &str) -> Option<Pattern> {
+    let pages = page::corpus(&std::fs::read(path).ok()?);
+    let _ = std::fs::remove_file(path);
+    (!pages.is_empty()).then(|| Pattern::Corpus(pages.leak()))
 }
 
 /// Digits alone: `str::parse` would take a plus sign too.
@@ -233,7 +242,7 @@ mod tests {
     #[test]
     fn a_refusal_says_what_was_wanted() {
         let refused = parse(&["--pattern=zero"]).map_err(|error| error.to_string());
-        let expected = "--pattern=zero: wanted random or compressible";
+        let expected = "--pattern=zero: wanted random, compressible or corpus:FILE";
         assert_eq!(refused, Err(expected.to_owned()));
     }
 }

@@ -23,6 +23,29 @@ pub(crate) enum Pattern {
     Random,
     /// Packs to about an eighth.
     Compressible,
+    /// Packs as the pages of real programs and texts do, because it is some.
+    Corpus(&'static [CorpusPage]),
+}
+
+/// A page of a corpus: whatever the host put into the guest.
+pub(crate) type CorpusPage = [u64; WORDS];
+
+/// The whole pages of a corpus.
+pub(crate) fn corpus(bytes: &[u8]) -> Vec<CorpusPage> {
+    let word = |bytes: &[u8]| {
+        bytes
+            .iter()
+            .rev()
+            .fold(0, |sum, b| sum << 8 | u64::from(*b))
+    };
+    let page = |bytes: &[u8]| {
+        let mut page = [0; WORDS];
+        for (place, bytes) in page.iter_mut().zip(bytes.chunks_exact(8)) {
+            *place = word(bytes);
+        }
+        page
+    };
+    bytes.chunks_exact(WORDS * 8).map(page).collect()
 }
 
 /// Which page, written for which time.
@@ -66,11 +89,15 @@ impl Page {
         let (noise, rest) = match pattern {
             Pattern::Random => (WORDS, 0),
             Pattern::Compressible => (PAYLOAD + RANDOM_WORDS, random.next()),
+            Pattern::Corpus(_) => (PAYLOAD, 0),
         };
         for word in &mut self.0[PAYLOAD..noise] {
             *word = random.next();
         }
-        self.0[noise..].fill(rest);
+        match pattern {
+            Pattern::Corpus(pages) => self.0[noise..].copy_from_slice(&pick(pages, stamp)[noise..]),
+            _ => self.0[noise..].fill(rest),
+        }
         self.0[INDEX] = stamp.index;
         self.0[GENERATION] = stamp.generation;
         self.0[CHECKSUM] = self.checksum();
@@ -116,6 +143,19 @@ pub(crate) fn fold(sum: u64, word: u64) -> u64 {
     (sum ^ word)
         .wrapping_mul(0x9e37_79b9_7f4a_7c15)
         .rotate_left(29)
+}
+
+/// Neighbours in a corpus stay neighbours in memory, as in a program that is
+/// mapped; a page that is written anew becomes another one.
+fn pick(pages: &[CorpusPage], stamp: Stamp) -> &CorpusPage {
+    /// Far enough for another file, and prime.
+    const STRIDE: u64 = 7919;
+    let place = stamp
+        .index
+        .wrapping_add(stamp.generation.wrapping_mul(STRIDE));
+    let place = place.checked_rem(pages.len() as u64).unwrap_or(0);
+    let place = usize::try_from(place).unwrap_or(0);
+    pages.get(place).unwrap_or(&[0; WORDS])
 }
 
 /// xorshift64* (Vigna 2016): cheap under emulation, good enough to defeat
@@ -214,6 +254,25 @@ mod tests {
         let same = page(Pattern::Random).0;
         let kept = again.0.iter().zip(same).filter(|(a, b)| *a == b).count();
         assert!(kept <= 1, "{kept} words kept");
+    }
+
+    #[test]
+    fn a_page_of_a_corpus_is_of_the_corpus() {
+        let bytes: Vec<u8> = [1, 2, 3].iter().flat_map(|byte| [*byte; 4096]).collect();
+        let pages = corpus(&bytes[..bytes.len() - 1]);
+        assert_eq!(pages.len(), 2, "whole pages only");
+        assert_eq!(pages[1][511], 0x0202_0202_0202_0202);
+        let pages: &'static [CorpusPage] = pages.leak();
+        let page = page(Pattern::Corpus(pages));
+        assert_eq!(page.check(STAMP), Ok(()));
+        assert!(
+            page.0[PAYLOAD..] == pages[0][PAYLOAD..] || page.0[PAYLOAD..] == pages[1][PAYLOAD..]
+        );
+    }
+
+    #[test]
+    fn an_empty_corpus_gives_pages_of_zeros() {
+        assert_eq!(page(Pattern::Corpus(&[])).check(STAMP), Ok(()));
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod process;
 pub mod programs;
 pub mod sweep;
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -57,8 +58,21 @@ pub struct ClusterOptions {
     pub old: usize,
     /// Memory that the nodes offer, `node-1` first; the host decides for the rest.
     pub memory: Vec<MiB>,
+    /// Where the nodes are, `node-1` first; the rest are on the loopback.
+    pub seats: Vec<Seat>,
+    /// Where the coordinator listens for nodes; port 0 takes a free one.
+    pub coordinator: SocketAddr,
     /// What the daemons log.
     pub log: String,
+}
+
+/// A node's place in a network that the caller has made.
+#[derive(Debug, Clone)]
+pub struct Seat {
+    /// The network namespace that it runs in; none is the caller's own.
+    pub netns: Option<PathBuf>,
+    /// Where it listens and is reached, with its port.
+    pub address: SocketAddr,
 }
 
 impl Default for ClusterOptions {
@@ -69,6 +83,8 @@ impl Default for ClusterOptions {
             relayed: false,
             old: 0,
             memory: Vec::new(),
+            seats: Vec::new(),
+            coordinator: (Ipv4Addr::LOCALHOST, 0).into(),
             log: std::env::var("GODWIT_TEST_LOG")
                 .unwrap_or_else(|_| "debug,quinn=info,rustls=info,actix_server=info".to_owned()),
         }
@@ -376,7 +392,7 @@ impl Cluster {
     }
 
     /// The events so far and the end of every daemon's log.
-    fn logs(&self) -> String {
+    pub fn logs(&self) -> String {
         let nodes = self.nodes.iter().map(|node| &node.daemon);
         let logs = [&self.coordinator].into_iter().chain(nodes);
         let logs = logs.map(|daemon| {
@@ -442,8 +458,8 @@ async fn start_coordinator(root: &Path, options: &ClusterOptions) -> Result<Daem
         flags.map(str::to_owned).to_vec()
     };
     let program = programs::find("godwit-coordinator")?;
-    let free = "127.0.0.1:0";
-    let mut daemon = Daemon::new("coordinator", program, args(free, free), root);
+    let (api, cluster) = ("127.0.0.1:0", options.coordinator.to_string());
+    let mut daemon = Daemon::new("coordinator", program, args(api, &cluster), root);
     daemon
         .env
         .push(("GODWIT_LOG".to_owned(), options.log.clone()));

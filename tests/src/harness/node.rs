@@ -8,7 +8,7 @@ use godwit_shared::model::{NodeId, VmId};
 use tokio::process::Command;
 
 use super::process::Daemon;
-use super::{ClusterOptions, Emulator, Endpoints, programs};
+use super::{ClusterOptions, Emulator, Endpoints, Seat, programs};
 use crate::relay::Relay;
 
 /// vCPUs that every node offers.
@@ -29,6 +29,7 @@ pub struct Node {
     pub relay: Option<Relay>,
     /// Between it and the coordinator.
     pub uplink: Option<Relay>,
+    seat: Option<Seat>,
 }
 
 impl Node {
@@ -50,6 +51,7 @@ impl Node {
             run: root.join(format!("r{number}")),
             relay: options.relayed.then(|| Relay::start(seed)).transpose()?,
             uplink: options.relayed.then(|| Relay::start(!seed)).transpose()?,
+            seat: options.seats.get(index).cloned(),
         };
         if let Some(uplink) = &node.uplink {
             uplink.aim(coordinator.parse()?);
@@ -57,12 +59,9 @@ impl Node {
         node.run_join(token).await?;
         let config = root.join(format!("n{number}.toml"));
         std::fs::write(&config, toml::to_string(&node.config(index, options)?)?)?;
-        let program = programs::find("godwit-node")?;
-        let args = vec![
-            "run".into(),
-            "--config".into(),
-            config.display().to_string(),
-        ];
+        let (program, mut args) = node.program()?;
+        let run = ["run", "--config", &config.display().to_string()];
+        args.extend(run.map(str::to_owned));
         node.daemon = Daemon::new(node.name.as_str(), program, args, root);
         node.daemon
             .env
@@ -70,13 +69,31 @@ impl Node {
         Ok(node)
     }
 
+    /// The daemon's program and its first arguments, wherever it is to run.
+    fn program(&self) -> Result<(PathBuf, Vec<String>)> {
+        let node = programs::find("godwit-node")?;
+        let Some(netns) = self.seat.as_ref().and_then(|seat| seat.netns.as_ref()) else {
+            return Ok((node, Vec::new()));
+        };
+        // It replaces itself by the program, under the same process id.
+        let enter = format!("--net={}", netns.display());
+        Ok(("nsenter".into(), vec![enter, node.display().to_string()]))
+    }
+
+    /// Where others reach it, when that is not where it listens.
+    fn reached(&self) -> Option<String> {
+        let relay = self.relay.as_ref().map(|relay| relay.address().to_string());
+        relay.or_else(|| Some(self.seat.as_ref()?.address.to_string()))
+    }
+
     async fn run_join(&self, token: &str) -> Result<()> {
-        let mut join = Command::new(programs::find("godwit-node")?);
-        join.arg("join").arg(token);
+        let (program, args) = self.program()?;
+        let mut join = Command::new(program);
+        join.args(args).arg("join").arg(token);
         join.arg("--state-dir").arg(&self.state);
         join.args(["--name", self.name.as_str()]);
-        if let Some(relay) = &self.relay {
-            join.args(["--address", &relay.address().to_string()]);
+        if let Some(address) = self.reached() {
+            join.args(["--address", &address]);
         }
         let output = join.kill_on_drop(true).output().await?;
         if !output.status.success() {
@@ -94,9 +111,15 @@ impl Node {
         config.insert("name".into(), self.name.as_str().into());
         config.insert("state_dir".into(), self.state.display().to_string().into());
         config.insert("run_dir".into(), self.run.display().to_string().into());
-        config.insert("listen".into(), "127.0.0.1:0".into());
-        if let Some(relay) = &self.relay {
-            config.insert("address".into(), relay.address().to_string().into());
+        // On all addresses where there are several: the coordinator may be
+        // behind another one than the peers.
+        let listen = self.seat.as_ref().map_or_else(
+            || "127.0.0.1:0".to_owned(),
+            |seat| format!("0.0.0.0:{}", seat.address.port()),
+        );
+        config.insert("listen".into(), listen.into());
+        if let Some(address) = self.reached() {
+            config.insert("address".into(), address.into());
         }
         if let Some(uplink) = &self.uplink {
             let through = vec![uplink.address().to_string()];
@@ -136,7 +159,7 @@ impl Node {
             relay.aim(bound);
         }
         // Peers know this address now: keep it over restarts.
-        if !self.daemon.args.iter().any(|arg| arg == "--listen") {
+        if self.seat.is_none() && !self.daemon.args.iter().any(|arg| arg == "--listen") {
             self.daemon.args.push("--listen".to_owned());
             self.daemon.args.push(bound.to_string());
         }

@@ -3,7 +3,6 @@
 //! Every number is of this machine under this load: two cores, shared and
 //! noisy. So comparisons alternate their sides in one run, and medians are told.
 
-mod bare;
 mod measure;
 
 use std::io::Write as _;

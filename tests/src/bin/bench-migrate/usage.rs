@@ -1,0 +1,102 @@
+//! What processes use: CPU time and memory, from /proc (proc(5)).
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use godwit_shared::model::MiB;
+
+/// CPU time of a process, user and system, and of its children that have ended
+/// and were waited for.
+pub(crate) fn cpu(pid: u32) -> Result<Duration> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    ticks_of(&text, 11, 4)
+        .map(time)
+        .with_context(|| format!("CPU time of process {pid}"))
+}
+
+/// CPU time of the children of this process that have ended and were waited for.
+pub(crate) fn reaped() -> Result<Duration> {
+    let text = std::fs::read_to_string("/proc/self/stat")?;
+    ticks_of(&text, 13, 2)
+        .map(time)
+        .context("CPU time of children")
+}
+
+fn time(ticks: u64) -> Duration {
+    Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second())
+}
+
+/// utime, stime, cutime and cstime are fields 14 to 17, so 11 to 14 after the
+/// name (field 2), which may contain anything and ends with the last parenthesis.
+fn ticks_of(stat: &str, first: usize, count: usize) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let fields = rest.split_whitespace().skip(first).take(count);
+    let numbers: Vec<u64> = fields.map_while(|text| text.parse().ok()).collect();
+    (numbers.len() == count).then(|| numbers.iter().sum())
+}
+
+/// Resident memory, in MiB: now, and the most since [`forget_peak`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Resident {
+    pub(crate) now: f64,
+    pub(crate) peak: f64,
+}
+
+/// `VmRSS` and `VmHWM`.
+pub(crate) fn resident(pid: u32) -> Result<Resident> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let mib = |key: &str| {
+        let text = status.lines().find_map(|line| line.strip_prefix(key))?;
+        let kib: f64 = text.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib / 1024.0)
+    };
+    Ok(Resident {
+        now: mib("VmRSS:").context("VmRSS")?,
+        peak: mib("VmHWM:").context("VmHWM")?,
+    })
+}
+
+/// Sets the peak back to what is resident now.
+pub(crate) fn forget_peak(pid: u32) -> Result<()> {
+    Ok(std::fs::write(format!("/proc/{pid}/clear_refs"), "5")?)
+}
+
+/// The argument with which this program touches memory and ends.
+pub(crate) const TOUCH: &str = "--touch-mib";
+
+/// Has the hypervisor back as much memory as a run will take, and frees it: the
+/// first touch of memory that was long unused costs seconds per GiB on such
+/// machines and would hide everything else. In huge pages, because QEMU asks
+/// for those, and a process of its own, because that is how the C library is
+/// told to (glibc's manual, "Memory Allocation Tunables").
+pub(crate) fn warm_memory(size: MiB) -> Result<()> {
+    let warmed = Command::new(std::env::current_exe()?)
+        .args([TOUCH, &size.0.to_string()])
+        .env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+        .status()?;
+    ensure!(warmed.success(), "memory could not be touched: {warmed}");
+    Ok(())
+}
+
+/// What that process does.
+pub(crate) fn touch(mib: usize) {
+    let mut memory = vec![0_u8; mib << 20];
+    for page in memory.chunks_mut(4096) {
+        page[0] = 1;
+    }
+    std::hint::black_box(&memory);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_four_times_of_a_process_are_added() {
+        let stat = "12 (a (b) c) S 1 2 3 4 5 6 7 8 9 10 100 20 3 4 20 0 1 0 55";
+        assert_eq!(ticks_of(stat, 11, 4), Some(127));
+        assert_eq!(ticks_of(stat, 13, 2), Some(7));
+        assert_eq!(ticks_of("12 (x) S 1", 11, 4), None);
+    }
+}
