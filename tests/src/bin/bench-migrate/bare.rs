@@ -89,6 +89,7 @@ impl Bare {
     /// Moves the guest to the other end.
     pub(crate) async fn migrate(&mut self, lab: &Lab) -> Result<Sample> {
         let there = 1 - self.end;
+        let machine = usage::machine()?;
         let used_before = usage::cpu(self.machine.pid())?;
         let wire = lab.wire_bytes()?;
         let asked = now();
@@ -126,13 +127,15 @@ impl Bare {
         drop(std::mem::replace(&mut self.machine, target));
         let sent = usage::reaped()?.saturating_sub(reaped + used_before);
         self.end = there;
+        let cpu = sent + received;
         Ok(Sample {
             total: end.saturating_sub(asked),
             transfer: end.saturating_sub(begun),
             blackout: time_of(&resumed).saturating_sub(time_of(&stopped)),
-            cpu: sent + received,
+            cpu,
             memory: outcome["ram"]["transferred"].as_u64().context("bytes")?,
             wire,
+            other: usage::machine()?.saturating_sub(machine + cpu),
             daemon: 0.0,
         })
     }

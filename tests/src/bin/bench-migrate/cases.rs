@@ -326,7 +326,7 @@ async fn many(wish: &Wish, managed: &Managed) -> Result<Many> {
 fn tell(case: &str, run: usize, side: Side, sample: &Sample) {
     progress(&format!(
         "{case} {run} {:17} {:6.2} s, of it {:6.2} s transfer; blackout {:3} ms; \
-         {:.2} CPU s/GiB; {:.0} MiB on the link; {:.1} MiB in a daemon",
+         {:.2} CPU s/GiB; {:.0} MiB on the link; {:.1} MiB in a daemon; {:.1} CPU s by others",
         side.name(),
         sample.total.as_secs_f64(),
         sample.transfer.as_secs_f64(),
@@ -334,6 +334,7 @@ fn tell(case: &str, run: usize, side: Side, sample: &Sample) {
         sample.cpu_per_gib(),
         sample.wire as f64 / 1_048_576.0,
         sample.daemon,
+        sample.other.as_secs_f64(),
     ));
 }
 

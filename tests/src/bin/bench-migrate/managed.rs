@@ -105,6 +105,7 @@ impl Managed {
         let id = self.cluster.api.vm(name).await?.id;
         self.forget_peaks()?;
         let wire = lab.wire_bytes()?;
+        let machine = usage::machine()?;
         let cpu = self.cpu(id)?;
         let asked = now();
         let view = self.move_over(name).await?;
@@ -118,6 +119,7 @@ impl Managed {
             cpu,
             memory: view.progress.transferred.0,
             wire,
+            other: usage::machine()?.saturating_sub(machine + cpu),
             daemon: self.above_idle()?,
         })
     }

@@ -20,6 +20,8 @@ pub(crate) struct Sample {
     pub(crate) memory: u64,
     /// Bytes on the link.
     pub(crate) wire: u64,
+    /// CPU time that something else took meanwhile: what disturbed the run.
+    pub(crate) other: Duration,
     /// Most memory that a daemon had, above what it has when idle, in MiB.
     pub(crate) daemon: f64,
 }
@@ -87,6 +89,7 @@ impl Samples {
             "cpu_s_per_gib": round(self.cpu_per_gib()),
             "memory_mib": round(self.median(|sample| mib(sample.memory))),
             "wire_mib": round(self.median(|sample| mib(sample.wire))),
+            "other_cpu_s": round(self.median(|sample| sample.other.as_secs_f64())),
             "daemon_memory_above_idle_mib": round(self.daemon()),
             "totals_s": totals.collect::<Vec<_>>(),
         })
@@ -130,6 +133,7 @@ mod tests {
             cpu: Duration::from_secs(4),
             memory: 2 << 30,
             wire: 1_000_000_000,
+            other: Duration::ZERO,
             daemon: 0.0,
         };
         assert_eq!(sample.cpu_per_gib(), 2.0);

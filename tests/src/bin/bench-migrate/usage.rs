@@ -15,6 +15,23 @@ pub(crate) fn cpu(pid: u32) -> Result<Duration> {
         .with_context(|| format!("CPU time of process {pid}"))
 }
 
+/// CPU time of the whole machine, by whatever used it, a hypervisor that took it
+/// away included.
+pub(crate) fn machine() -> Result<Duration> {
+    let text = std::fs::read_to_string("/proc/stat")?;
+    busy_ticks(&text)
+        .map(time)
+        .context("CPU time of the machine")
+}
+
+/// user, nice, system, irq, softirq and steal of the first line; idle and iowait,
+/// the fourth and fifth, left out.
+fn busy_ticks(stat: &str) -> Option<u64> {
+    let fields = stat.lines().next()?.split_whitespace().skip(1);
+    let numbers: Vec<u64> = fields.map_while(|text| text.parse().ok()).collect();
+    Some(numbers.get(..3)?.iter().sum::<u64>() + numbers.get(5..8)?.iter().sum::<u64>())
+}
+
 /// CPU time of the children of this process that have ended and were waited for.
 pub(crate) fn reaped() -> Result<Duration> {
     let text = std::fs::read_to_string("/proc/self/stat")?;
@@ -98,5 +115,12 @@ mod tests {
         assert_eq!(ticks_of(stat, 11, 4), Some(127));
         assert_eq!(ticks_of(stat, 13, 2), Some(7));
         assert_eq!(ticks_of("12 (x) S 1", 11, 4), None);
+    }
+
+    #[test]
+    fn a_machine_is_busy_when_it_neither_idles_nor_waits() {
+        let stat = "cpu  1 2 4 1000 2000 8 16 32 64 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        assert_eq!(busy_ticks(stat), Some(63));
+        assert_eq!(busy_ticks("cpu 1 2"), None);
     }
 }
