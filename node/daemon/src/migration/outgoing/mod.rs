@@ -16,7 +16,7 @@ use godwit_node_logic::handoff::{
     HandoffRecord, Outcome, OutgoingRecord, OutgoingStage, Source, SourceEffect, SourceEvent,
     Terms, Timer,
 };
-use godwit_shared::model::{Epoch, MigrationId, MigrationPolicy, Problem, VmId};
+use godwit_shared::model::{Epoch, MigrationId, MigrationPolicy, Problem, VmId, codes};
 use godwit_shared::wire::uplink::{Verdict, VerdictQuery};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -398,6 +398,7 @@ impl Outgoing {
         self.epoch = epoch;
         let (domain, run) = (self.departure.domain.clone(), self.departure.record.run);
         let migration = self.migration();
+        let inputs = self.inputs.clone();
         self.beside(async move {
             fault::reach("source.before_stay").await;
             let runs = if run {
@@ -405,8 +406,12 @@ impl Outgoing {
             } else {
                 Ok(())
             };
-            let kept = let_go(&domain, OutgoingEnd::Stay { epoch }).await;
-            let cleared = record_handoff(&domain, migration, None, false).await;
+            // Half undone, the domain would be in a migration that there is no
+            // more: nothing could be done with it until the next daemon.
+            let kept =
+                until_written(&inputs, || let_go(&domain, OutgoingEnd::Stay { epoch })).await;
+            let cleared =
+                until_written(&inputs, || record_handoff(&domain, migration, None, false)).await;
             Some(match runs.and(kept).and(cleared) {
                 Ok(()) => SourceEvent::Stayed,
                 Err(problem) => SourceEvent::StayFailed(problem),
@@ -473,6 +478,26 @@ impl Actor for Outgoing {
         }));
         ctx.run_interval(SAMPLE, |actor, _| actor.sample_if_watched());
         ctx.run_interval(ASK_TIME, |actor, _| actor.ask_time());
+    }
+}
+
+/// Tries something again for as long as a file cannot be written.
+async fn until_written<F>(
+    inputs: &mpsc::UnboundedSender<Input>,
+    attempt: impl Fn() -> F,
+) -> Result<(), Problem>
+where
+    F: Future<Output = Result<(), Problem>>,
+{
+    loop {
+        match attempt().await {
+            Err(problem) if problem.code == codes::HOST_IO => {
+                tracing::error!(%problem, "the end of a migration cannot be written down");
+                let _ = inputs.send(Input::Alarm(problem));
+                tokio::time::sleep(AGAIN).await;
+            }
+            done => return done,
+        }
     }
 }
 
