@@ -4,6 +4,7 @@
 //! The guest travels: each case moves it from where the last one left it, so
 //! both directions are met. A case ends when nothing is left of it.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -78,12 +79,20 @@ fn called_off(point: &str) -> bool {
 impl Fault {
     /// Whether there is anybody to meet it at that point.
     pub fn applies(self, point: &str) -> bool {
-        let target_runs = before("target.before_start", point) && point != "source.before_stay";
-        match self {
-            Self::Kill(Party::TargetQemu) | Self::Freeze(Party::TargetQemu) => target_runs,
-            Self::Kill(Party::SourceQemu) | Self::Freeze(Party::SourceQemu) => {
-                point != "source.after_retire"
-            }
+        let (Self::Kill(party) | Self::Freeze(party)) = self else {
+            return true;
+        };
+        match (party, point) {
+            // There is none yet, or none any more; called off, it ends by itself.
+            (
+                Party::TargetQemu,
+                "target.before_start" | "target.before_discard" | "source.before_stay",
+            ) => false,
+            // The source has heard that the guest runs, and ends it.
+            (Party::SourceQemu, "target.after_cont" | "source.after_retire") => false,
+            // Whether the source has heard yet that its QEMU is done decides that
+            // one: the points before and after it have both ends.
+            (Party::SourceQemu, "target.before_send_loaded") => self == Self::Freeze(party),
             _ => true,
         }
     }
@@ -202,7 +211,7 @@ async fn strike(scene: &mut Scene, held: &Held, fault: Fault, point: &str) -> Re
         Fault::Kill(Party::TargetDaemon) => {
             restart(scene, held.to, held, point.starts_with("target")).await?;
         }
-        Fault::Kill(party) => signal(scene, held, party, Signal::KILL)?,
+        Fault::Kill(party) => kill_qemu(scene, held, party).await?,
         Fault::Freeze(party) => {
             freeze(scene, held, party, true)?;
             tokio::time::sleep(NOTICED).await;
@@ -240,13 +249,22 @@ fn freeze(scene: &Scene, held: &Held, party: Party, stop: bool) -> Result<()> {
         Party::Coordinator => &cluster.coordinator,
         Party::SourceQemu | Party::TargetQemu => {
             let which = if stop { Signal::STOP } else { Signal::CONT };
-            return signal(scene, held, party, which);
+            return signal(scene, held, party, which).map(|_| ());
         }
     };
     if stop { daemon.freeze() } else { daemon.thaw() }
 }
 
-fn signal(scene: &Scene, held: &Held, party: Party, signal: Signal) -> Result<()> {
+/// Returns when its daemon has seen it: a `cont` that is under way when QEMU
+/// dies may have run the CPUs, and then the guest is not given back.
+async fn kill_qemu(scene: &Scene, held: &Held, party: Party) -> Result<()> {
+    let pid = signal(scene, held, party, Signal::KILL)?;
+    let process = PathBuf::from(format!("/proc/{pid}"));
+    let reaped = async || Ok((!process.exists()).then_some(()));
+    wait::until("the end of the killed QEMU", SETTLE, reaped).await
+}
+
+fn signal(scene: &Scene, held: &Held, party: Party, signal: Signal) -> Result<u32> {
     let index = match party {
         Party::SourceQemu => held.from,
         _ => held.to,
@@ -255,7 +273,9 @@ fn signal(scene: &Scene, held: &Held, party: Party, signal: Signal) -> Result<()
     let run = format!("{}/", cluster.nodes[index].run.display());
     let mut qemus = cluster.qemus_of(scene.id(held.name)?).into_iter();
     let qemu = qemus.find(|qemu| qemu.mentions(&run));
-    cluster.signal_qemu(qemu.context("the QEMU to meet")?.pid, signal)
+    let pid = qemu.context("the QEMU to meet")?.pid;
+    cluster.signal_qemu(pid, signal)?;
+    Ok(pid)
 }
 
 /// Waits for the end, and checks that it is the right one.
@@ -290,11 +310,16 @@ async fn crashed(scene: &mut Scene, held: &Held, index: usize) -> Result<()> {
         bail!("it is {} on {:?}: {:?}", vm.state, vm.node, vm.exit)
     })
     .await?;
-    if !scene.cluster.qemus_of(scene.id(name)?).is_empty() {
-        bail!("a QEMU of the crashed guest is left");
-    }
+    let id = scene.id(name)?;
+    let gone = async || Ok(scene.cluster.qemus_of(id).is_empty().then_some(()));
+    wait::until("the end of every QEMU of the guest", SETTLE, gone).await?;
+    // Its last words there belong to the count that ends.
+    scene.visit(name).await?;
     scene.begin_anew(name)?;
-    api.done(name, LifecycleCommand::Start, BOOT).await?;
+    // Refused for as long as the coordinator has heard of the other QEMU only.
+    let start = async || Ok(Some(api.command(name, LifecycleCommand::Start).await?));
+    let task = wait::until("the start after the crash", SETTLE, start).await?;
+    api.succeed(task.id, BOOT).await?;
     scene.visit(name).await?;
     scene.counts_past(name, 0, BOOT).await?;
     scene.runs_on(name, index).await
