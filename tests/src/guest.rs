@@ -64,6 +64,8 @@ pub struct Work {
     pub pattern: String,
     /// Whether it runs the guest agent.
     pub agent: bool,
+    /// Its disks, which it writes to and checks.
+    pub disks: Vec<serde_json::Value>,
     /// An initrd with more in it, instead of the image's own.
     pub initrd: Option<PathBuf>,
 }
@@ -77,6 +79,7 @@ impl Default for Work {
             rate: MiB(4),
             pattern: "random".to_owned(),
             agent: false,
+            disks: Vec::new(),
             initrd: None,
         }
     }
@@ -91,18 +94,20 @@ pub fn spec(name: &str, work: &Work) -> Result<VmSpec> {
     let initrd = work.initrd.as_ref().unwrap_or(&image.initrd);
     let cmdline = format!(
         "console=ttyS0 quiet godwit.count={}ms godwit.fill={}M godwit.rate={}M \
-         godwit.pattern={} godwit.agent={}",
+         godwit.pattern={} godwit.agent={} godwit.disks={}",
         work.tick_ms,
         work.fill.0,
         work.rate.0,
         work.pattern,
-        u8::from(work.agent)
+        u8::from(work.agent),
+        u8::from(!work.disks.is_empty())
     );
     let document = serde_json::json!({
         "name": name,
         "memory": work.memory.0,
         "accelerator": "tcg",
         "agent": work.agent,
+        "disks": work.disks,
         "boot": { "kernel": image.kernel, "initrd": initrd, "cmdline": cmdline },
     });
     Ok(VmSpec::from_value(document)?)

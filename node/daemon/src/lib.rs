@@ -9,6 +9,7 @@
 //! * [`host`], [`facts`], [`identity`]: the host's files, and what and who the
 //!   node is.
 //! * [`fault`]: where tests make a daemon wait.
+//! * [`images`]: disks that are made for guests that arrive.
 //! * [`join`]: how a host becomes a node.
 //! * [`uplink`]: the session with the coordinator; [`acceptor`] and [`members`]:
 //!   which peers are let in.
@@ -23,6 +24,7 @@ pub mod facts;
 pub mod fault;
 pub mod host;
 pub mod identity;
+pub mod images;
 pub mod join;
 pub mod journal;
 pub mod logging;

@@ -25,11 +25,13 @@ pub struct RunningAs<'a> {
     pub cpu_model: &'a str,
     /// Whether it may be switched to post-copy.
     pub postcopy: bool,
+    /// Disks that are not shared, and come along.
+    pub mirrored: &'a [u16],
 }
 
 /// Every reason, in the order in which an operator would look.
 pub fn blockers(spec: &VmSpec, source: &RunningAs<'_>, emulators: &[Emulator]) -> Vec<Problem> {
-    let mut found = disk_blockers(spec);
+    let mut found = disk_blockers(spec, source.mirrored);
     match emulators
         .iter()
         .find(|e| e.facts.architecture == spec.architecture)
@@ -50,12 +52,13 @@ pub fn blockers(spec: &VmSpec, source: &RunningAs<'_>, emulators: &[Emulator]) -
     found
 }
 
-fn disk_blockers(spec: &VmSpec) -> Vec<Problem> {
-    let local = spec
-        .disks
-        .iter()
-        .enumerate()
-        .filter(|(_, disk)| !disk.shared);
+fn disk_blockers(spec: &VmSpec, mirrored: &[u16]) -> Vec<Problem> {
+    let local = spec.disks.iter().enumerate().filter(|(index, disk)| {
+        let comes = mirrored
+            .iter()
+            .any(|mirrored| usize::from(*mirrored) == *index);
+        !disk.shared && !comes
+    });
     local
         .map(|(index, disk)| {
             blocked(
@@ -197,6 +200,7 @@ mod tests {
         qemu_version: "10.0.2",
         cpu_model: "qemu64",
         postcopy: false,
+        mirrored: &[],
     };
 
     fn spec(extra: &str) -> VmSpec {
@@ -212,6 +216,13 @@ mod tests {
         let shared = spec("disks: [{path: /a, shared: true}]");
         assert_eq!(blockers(&shared, &SOURCE, &[emulator("10.0.2")]), []);
         assert_eq!(blockers(&shared, &SOURCE, &[emulator("10.1")]), []);
+        let own = spec("disks: [{path: /a}, {path: /b, read_only: true}]");
+        let source = RunningAs {
+            mirrored: &[0],
+            ..SOURCE
+        };
+        let found = blockers(&own, &source, &[emulator("10.0.2")]);
+        assert_eq!(fields(&found), ["disks[1].shared"]);
     }
 
     #[test]
@@ -222,6 +233,7 @@ mod tests {
             qemu_version: "11.0.0",
             cpu_model: "SierraForest-v9",
             postcopy: true,
+            mirrored: &[],
         };
         let mut target = emulator("10.0.2");
         target.postcopy = false;

@@ -5,7 +5,8 @@
 //! count is lost, no page is lost, and no page is older than its last write.
 //! Two threads share the work so that neither hides the other's trouble: the
 //! counter ([`counter`]) prints a line every tick, the writer ([`writer`])
-//! checks and rewrites pages; a third reads commands from the console.
+//! checks and rewrites pages; a third reads commands from the console,
+//! and each disk may have one of its own ([`disk`]).
 //!
 //! Every line on the console starts with its kind: `count`, `gap`, `filled`,
 //! `check`, `BADPAGE`, `BADTABLE`; `scripts/guest-image --help` lists them.
@@ -17,6 +18,7 @@
 mod command;
 mod console;
 mod counter;
+mod disk;
 mod memory;
 mod options;
 mod page;
@@ -47,5 +49,8 @@ fn main() -> ExitCode {
     thread::spawn(move || command::serve(&orders, privileges));
     let (tick, counted) = (options.tick, Arc::clone(&tally));
     thread::spawn(move || counter::run(tick, &counted));
+    if options.disks {
+        disk::run_all();
+    }
     writer::run(&options, &tally, &inbox)
 }

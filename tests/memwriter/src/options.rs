@@ -31,6 +31,8 @@ pub(crate) struct Options {
     pub(crate) rate: BytesPerSec,
     pub(crate) pattern: Pattern,
     pub(crate) seed: u64,
+    /// Write to the disks and check them.
+    pub(crate) disks: bool,
     pub(crate) privileges: Privileges,
 }
 
@@ -51,7 +53,7 @@ impl fmt::Display for OptionError {
             Self::Unknown(word) => write!(
                 f,
                 "unknown argument {word}; known: --count=TIME --fill=SIZE --rate=SIZE \
-                 --pattern=random|compressible|corpus:FILE --seed=N --guest"
+                 --pattern=random|compressible|corpus:FILE --seed=N --disks=0|1 --guest"
             ),
             Self::Value {
                 option,
@@ -71,6 +73,7 @@ impl Options {
             rate: BytesPerSec(0),
             pattern: Pattern::Random,
             seed: 1,
+            disks: false,
             privileges: Privileges::Program,
         };
         for word in words {
@@ -83,6 +86,9 @@ impl Options {
         const SIZE: &str = "a number with an optional K, M or G";
         const PATTERN: &str = "random, compressible or corpus:FILE";
         match word.split_once('=') {
+            Some(("--disks", value)) => {
+                self.disks = read("--disks", value, "0 or 1", switch)?;
+            }
             None if word == "--guest" => self.privileges = Privileges::Guest,
             Some(("--count", value)) => {
                 self.tick = read("--count", value, "a time such as 20ms or 1s", time)?;
@@ -138,6 +144,14 @@ fn time(text: &str) -> Option<Duration> {
         .then(|| Duration::from_millis(millis))
 }
 
+fn switch(text: &str) -> Option<bool> {
+    match text {
+        "0" => Some(false),
+        "1" => Some(true),
+        _ => None,
+    }
+}
+
 fn pattern(text: &str) -> Option<Pattern> {
     match text {
         "random" => Some(Pattern::Random),
@@ -177,6 +191,7 @@ mod tests {
             rate: BytesPerSec(0),
             pattern: Pattern::Random,
             seed: 1,
+            disks: false,
             privileges: Privileges::Program,
         };
         assert_eq!(options, Ok(expected));
@@ -190,6 +205,7 @@ mod tests {
             "--rate=16M",
             "--pattern=compressible",
             "--seed=9",
+            "--disks=1",
             "--guest",
         ]);
         let expected = Options {
@@ -198,6 +214,7 @@ mod tests {
             rate: BytesPerSec(16 << 20),
             pattern: Pattern::Compressible,
             seed: 9,
+            disks: true,
             privileges: Privileges::Guest,
         };
         assert_eq!(options, Ok(expected));

@@ -62,6 +62,8 @@ pub struct ClusterOptions {
     pub seats: Vec<Seat>,
     /// Where the coordinator listens for nodes; port 0 takes a free one.
     pub coordinator: SocketAddr,
+    /// Every node has a folder of its own at [`Cluster::disks`]. Needs root.
+    pub own_disks: bool,
     /// What the daemons log.
     pub log: String,
 }
@@ -84,6 +86,7 @@ impl Default for ClusterOptions {
             old: 0,
             memory: Vec::new(),
             seats: Vec::new(),
+            own_disks: false,
             coordinator: (Ipv4Addr::LOCALHOST, 0).into(),
             log: std::env::var("GODWIT_TEST_LOG")
                 .unwrap_or_else(|_| "debug,quinn=info,rustls=info,actix_server=info".to_owned()),
@@ -114,6 +117,15 @@ impl ClusterOptions {
     pub fn fake(self) -> Self {
         Self {
             emulator: Emulator::Fake,
+            ..self
+        }
+    }
+
+    /// Every node has a folder of its own at [`Cluster::disks`].
+    #[must_use]
+    pub fn own_disks(self) -> Self {
+        Self {
+            own_disks: true,
             ..self
         }
     }
@@ -237,6 +249,12 @@ impl Cluster {
     pub fn index(&self, name: &NodeId) -> Result<usize> {
         let index = self.nodes.iter().position(|node| &node.name == name);
         index.with_context(|| format!("no node {name}"))
+    }
+
+    /// Where VMs look for their disks: with [`ClusterOptions::own_disks`] another
+    /// folder on every node ([`Node::disks`]).
+    pub fn disks(&self) -> PathBuf {
+        self.root().join("disks")
     }
 
     /// The private folder.

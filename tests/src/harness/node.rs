@@ -30,6 +30,8 @@ pub struct Node {
     /// Between it and the coordinator.
     pub uplink: Option<Relay>,
     seat: Option<Seat>,
+    /// Its own folder of disk images, and where it is to see it.
+    mount: Option<(PathBuf, PathBuf)>,
 }
 
 impl Node {
@@ -52,7 +54,14 @@ impl Node {
             relay: options.relayed.then(|| Relay::start(seed)).transpose()?,
             uplink: options.relayed.then(|| Relay::start(!seed)).transpose()?,
             seat: options.seats.get(index).cloned(),
+            mount: options
+                .own_disks
+                .then(|| (root.join(format!("d{number}")), root.join("disks"))),
         };
+        if let Some((own, common)) = &node.mount {
+            std::fs::create_dir_all(own)?;
+            std::fs::create_dir_all(common)?;
+        }
         if let Some(uplink) = &node.uplink {
             uplink.aim(coordinator.parse()?);
         }
@@ -72,6 +81,23 @@ impl Node {
     /// The daemon's program and its first arguments, wherever it is to run.
     fn program(&self) -> Result<(PathBuf, Vec<String>)> {
         let node = programs::find("godwit-node")?;
+        if let Some((own, common)) = &self.mount {
+            // Each step replaces itself by the next, under the same process id.
+            let mount = "mount --bind \"$1\" \"$2\" && shift 2 && exec \"$@\"";
+            let words = [
+                "--mount",
+                "--propagation",
+                "private",
+                "--",
+                "sh",
+                "-c",
+                mount,
+                "sh",
+            ];
+            let paths = [own, common, &node].map(|path| path.display().to_string());
+            let args = words.map(str::to_owned).into_iter().chain(paths);
+            return Ok(("unshare".into(), args.collect()));
+        }
         let Some(netns) = self.seat.as_ref().and_then(|seat| seat.netns.as_ref()) else {
             return Ok((node, Vec::new()));
         };
@@ -164,6 +190,16 @@ impl Node {
             self.daemon.args.push(bound.to_string());
         }
         Ok(())
+    }
+
+    /// Its own folder of disk images.
+    ///
+    /// # Errors
+    /// When the cluster's nodes have none.
+    pub fn disks(&self) -> Result<&Path> {
+        let mount = self.mount.as_ref();
+        let (own, _) = mount.context("the nodes share their disks")?;
+        Ok(own)
     }
 
     /// `kill -9` of the daemon.

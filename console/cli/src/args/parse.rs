@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use godwit_shared::model::{
-    BytesPerSec, Millis, Postcopy, Problem, TimeoutAction, VmId, VmName, codes,
+    BytesPerSec, DiskCopy, Millis, Postcopy, Problem, TimeoutAction, VmId, VmName, codes,
 };
 use serde_json::{Map, Value, json};
 
@@ -17,6 +17,15 @@ pub(crate) fn postcopy() -> impl TypedValueParser<Value = Postcopy> {
         "fallback" => Postcopy::Fallback,
         "always" => Postcopy::Always,
         _ => Postcopy::Never,
+    })
+}
+
+/// `--disks`.
+pub(crate) fn disk_copy() -> impl TypedValueParser<Value = DiskCopy> {
+    PossibleValuesParser::new(["full", "top", "synchronous"]).map(|word| match word.as_str() {
+        "top" => DiskCopy::Top,
+        "synchronous" => DiskCopy::Synchronous,
+        _ => DiskCopy::Full,
     })
 }
 

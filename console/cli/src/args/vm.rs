@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use godwit_shared::model::{BytesPerSec, MiB, Millis, NodeId, Postcopy, TimeoutAction, VmName};
+use godwit_shared::model::{
+    BytesPerSec, DiskCopy, MiB, Millis, NodeId, Postcopy, TimeoutAction, VmName,
+};
 
 use super::WaitArgs;
 use super::parse::{self, DiskFlag, Label, LabelSelector, NicFlag, VmRef};
@@ -275,6 +277,14 @@ pub(crate) struct MigrateArgs {
     /// What to do then
     #[arg(long, value_name = "ACTION", value_parser = parse::timeout_action(), requires = "timeout")]
     pub(crate) timeout_action: Option<TimeoutAction>,
+    /// How disks that are not shared get there: all of each, only what is above
+    /// the backing image that the target has, or all with every write of the
+    /// guest going to both sides from the beginning [default: full]
+    #[arg(long, value_name = "HOW", value_parser = parse::disk_copy())]
+    pub(crate) disks: Option<DiskCopy>,
+    /// Leave the images of those disks on the source afterwards
+    #[arg(long)]
+    pub(crate) keep_source_disks: bool,
     /// The place in the queue, 0 to 100: higher goes first [default: 50]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) priority: Option<u8>,

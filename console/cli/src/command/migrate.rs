@@ -51,10 +51,11 @@ fn policy(args: &MigrateArgs) -> MigrationPolicy {
         downtime: args.downtime.unwrap_or(default.downtime),
         auto_converge: !args.no_auto_converge,
         postcopy: args.postcopy.unwrap_or(default.postcopy),
+        disks: args.disks.unwrap_or(default.disks),
+        keep_source_disks: args.keep_source_disks,
         timeout: args.timeout.map(Millis::from),
         timeout_action: args.timeout_action.unwrap_or(default.timeout_action),
         priority: args.priority.unwrap_or(default.priority),
-        ..default
     }
 }
 

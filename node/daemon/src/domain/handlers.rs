@@ -63,6 +63,7 @@ impl DomainActor {
     /// Undoes [`prepare`](Self::prepare).
     fn drop_plan(&mut self) {
         self.record.run = None;
+        self.arriving.clear();
         self.node.ledger.release(self.record.vm);
     }
 
@@ -270,6 +271,7 @@ impl Handler<BeginOutgoing> for DomainActor {
             cpu_model: run.cpu_model,
             qemu_version: run.qemu_version,
             run: wanted,
+            disks: Vec::new(),
         })
     }
 }
@@ -353,6 +355,7 @@ impl Handler<BecomeIncoming> for DomainActor {
         // restart of the daemon knows whose arrival it was.
         let handoff = HandoffRecord::Incoming(request.record());
         let before = self.record.handoff.replace(handoff);
+        self.arriving = request.images;
         let answered = self.ask(Request::Receive, event, ctx);
         if !self.machine.has_process() {
             self.record.spec = former;

@@ -12,6 +12,7 @@ use godwit_node_logic::qmp;
 use godwit_shared::model::{
     DomainReport, Epoch, ExitReason, LifecycleCommand, MigrationId, Problem, VmSpec,
 };
+use godwit_shared::wire::peer::DiskPlan;
 use godwit_shared::wire::uplink::LogKind;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -128,6 +129,8 @@ pub struct OutgoingFacts {
     pub qemu_version: String,
     /// Whether the CPUs shall run afterwards: false when an operator paused it.
     pub run: bool,
+    /// Disks that have to come along; the migration manager finds them.
+    pub disks: Vec<DiskPlan>,
 }
 
 /// Puts the migration's record into the domain's journal before it resolves. A

@@ -45,6 +45,7 @@ use self::messages::DomainSignal;
 use self::place::Place;
 use crate::bus::NodeBus;
 use crate::host::NodePaths;
+use crate::images::NewImage;
 use crate::journal::{Journal, Record};
 use crate::qemu::process::Qemu;
 use crate::qemu::session::Session;
@@ -82,6 +83,8 @@ pub struct DomainActor {
     /// Its files are being removed; it takes nothing on any more.
     leaving: bool,
     machine: Domain,
+    /// Images to make before QEMU is started.
+    arriving: Vec<NewImage>,
     process: Option<Qemu>,
     /// Which run of QEMU this is; results of an earlier one are dropped.
     generation: u64,
@@ -152,6 +155,7 @@ impl DomainActor {
             newborn,
             leaving: false,
             machine,
+            arriving: Vec::new(),
             process: None,
             generation: 0,
             session: None,

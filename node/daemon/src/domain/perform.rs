@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use godwit_node_logic::domain::{Action, AgentAction, Effect, Event, Request, Timer};
+use godwit_node_logic::handoff::HandoffRecord;
 use godwit_node_logic::qemu::plan::{choose_accel, choose_cpu_model, choose_machine, emulator_for};
 use godwit_node_logic::qemu::{Accel, LaunchPlan, argv, facts::Emulator};
 use godwit_node_logic::qmp::Command;
@@ -15,6 +16,7 @@ use tokio::sync::oneshot;
 
 use super::messages::{DomainSignal, IncomingRequest};
 use super::{DomainActor, Waiter};
+use crate::images;
 use crate::journal::RunRecord;
 use crate::qemu::process::Launch;
 use crate::supervisor::Forget;
@@ -283,9 +285,20 @@ impl DomainActor {
         self.end = None;
         self.usage = None;
         let launch = self.place.make_run().and_then(|()| self.launch());
+        let arriving = std::mem::take(&mut self.arriving);
+        let migration = self.record.handoff.as_ref().map(HandoffRecord::migration);
+        let journal = self.journal.clone();
+        let start = move |launch: Launch| {
+            if let Some(migration) = migration.filter(|_| !arriving.is_empty()) {
+                // On the disk first: whoever removes them has to know of them.
+                journal.sync()?;
+                images::make(&arriving, migration)?;
+            }
+            launch.start()
+        };
         let started = async move {
             let launch = launch?;
-            tokio::task::spawn_blocking(move || launch.start())
+            tokio::task::spawn_blocking(move || start(launch))
                 .await
                 .unwrap_or_else(|e| Err(Problem::internal(e)))
         };
@@ -335,8 +348,14 @@ impl DomainActor {
         self.leaving = true;
         let (place, vm) = (self.place.clone(), self.vm());
         let supervisor = self.supervisor.upgrade();
+        let handoff = self.record.handoff.clone();
+        let remove = move || {
+            // Its record is what knows of them: it goes last.
+            remove_images(request, handoff);
+            place.remove_all();
+        };
         let removed = async move {
-            let _ = tokio::task::spawn_blocking(move || place.remove_all()).await;
+            let _ = tokio::task::spawn_blocking(remove).await;
             if let Some(supervisor) = supervisor {
                 let _ = supervisor.send(Forget { vm }).await;
             }
@@ -345,6 +364,19 @@ impl DomainActor {
             actor.answer(request, &Ok(()));
             ctx.stop();
         });
+    }
+}
+
+/// Images of a guest that did not arrive, or has left with its disks. Blocks.
+fn remove_images(request: Request, handoff: Option<HandoffRecord>) {
+    match (request, handoff) {
+        (Request::Discard, Some(HandoffRecord::Incoming(record))) => {
+            images::remove_arrived(&record.images, record.migration);
+        }
+        (Request::Retire, Some(HandoffRecord::Outgoing(record))) => {
+            images::remove_left(&record.images);
+        }
+        _ => {}
     }
 }
 

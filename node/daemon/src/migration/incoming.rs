@@ -24,10 +24,11 @@ use super::manager::{Ended, MigrationContext};
 use super::outgoing::PROBE;
 use super::peer::{self, Closer};
 use super::progress::now_us;
-use super::{qemu, rehearsal, relay};
+use super::{disks, qemu, rehearsal, relay};
 use crate::domain::DomainActor;
 use crate::domain::messages::{Activate, ActivateError, DiscardIncoming, DomainSignal};
 use crate::fault;
+use crate::images;
 use crate::supervisor::messages::{CheckIncoming, IncomingRequest, StartIncoming};
 
 /// How long to wait before something that failed is tried again.
@@ -130,7 +131,7 @@ impl Incoming {
             migration: prepare.migration,
             source: arrival.source.clone(),
             epoch: prepare.epoch.next(),
-            images: Vec::new(),
+            images: disks::image_paths(&disks::new_images(&arrival.spec, &prepare.disks)),
             stage: IncomingStage::Prepared,
         };
         let vm = prepare.vm;
@@ -279,15 +280,18 @@ impl Incoming {
             self.context.runtime.spawn(trial);
         }
         self.open_link(connection, sender, messages);
+        let images = disks::new_images(&spec, &prepare.disks);
+        let mirrored: Vec<u16> = images.iter().map(|image| image.index).collect();
         let source = RunningAs {
             machine: &prepare.machine,
             accelerator: &prepare.accelerator,
             qemu_version: &prepare.qemu_version,
             cpu_model: &prepare.cpu_model,
             postcopy: prepare.policy.allows_postcopy(),
+            mirrored: &mirrored,
         };
         let mut blockers = compat::blockers(&spec, &source, &self.context.emulators);
-        let request = incoming_request(&prepare, spec, self.record.source.clone());
+        let request = disks::incoming_request(&prepare, spec, images, self.record.source.clone());
         let supervisor = self.context.supervisor.clone();
         self.record.epoch = prepare.epoch.next();
         let here = CheckIncoming(request.clone());
@@ -316,6 +320,7 @@ impl Incoming {
         let connection = link.connection.clone();
         let record = HandoffRecord::Incoming(self.record.clone());
         let inputs = self.inputs.clone();
+        let disks: Vec<u16> = request.images.iter().map(|image| image.index).collect();
         actix::spawn(async move {
             fault::reach("target.before_start").await;
             let started = context.supervisor.send(StartIncoming(request)).await;
@@ -335,14 +340,14 @@ impl Incoming {
             .await;
             let ready = async {
                 record_handoff(&domain, record.migration(), Some(record), true).await?;
-                qemu::start_incoming(&domain, &policy, &socket).await
+                let exports = disks::export(&context, &domain, &disks, &socket).await?;
+                qemu::start_incoming(&domain, &policy, &socket).await?;
+                Ok(exports)
             };
             let event = match ready.await {
-                Ok(()) => {
-                    let path = Arc::from(socket);
-                    context
-                        .runtime
-                        .spawn(relay::serve_target(connection, path, stop));
+                Ok(exports) => {
+                    let serving = relay::serve_target(connection, Arc::from(socket), exports, stop);
+                    context.runtime.spawn(serving);
                     TargetEvent::Started
                 }
                 Err(problem) => TargetEvent::StartFailed(problem),
@@ -497,7 +502,7 @@ impl Incoming {
                 return None;
             }
             let path = Arc::from(socket);
-            let serving = relay::serve_target(connection, path, stop);
+            let serving = relay::serve_target(connection, path, None, stop);
             context.runtime.spawn(serving);
             Some(TargetEvent::Recovered)
         });
@@ -596,7 +601,9 @@ impl Incoming {
             return;
         };
         let migration = self.migration;
+        let images = self.record.images.clone();
         actix::spawn(async move {
+            let _ = tokio::task::spawn_blocking(move || images::keep(&images, migration)).await;
             while let Err(problem) = record_handoff(&domain, migration, None, false).await {
                 if !domain.connected() {
                     return;
@@ -771,18 +778,5 @@ fn point(message: &TargetMessage) -> &'static str {
         TargetMessage::Loaded { .. } => "target.before_send_loaded",
         TargetMessage::Activated { .. } => "target.before_send_activated",
         _ => "target.before_send",
-    }
-}
-
-fn incoming_request(prepare: &Prepare, spec: VmSpec, source: NodeId) -> IncomingRequest {
-    IncomingRequest {
-        source,
-        migration: prepare.migration,
-        vm: prepare.vm,
-        spec,
-        epoch: prepare.epoch,
-        machine: prepare.machine.clone(),
-        accelerator: prepare.accelerator.clone(),
-        cpu_model: prepare.cpu_model.clone(),
     }
 }

@@ -28,7 +28,7 @@ use super::incoming::{Arrival, Incoming, Question, Reunion};
 use super::outgoing::{self, Departure, Outgoing};
 use super::rehearsal::{Rehearsal, rehearse};
 use super::tombstones::Tombstones;
-use super::{peer, qemu};
+use super::{mirror, peer, qemu};
 use crate::bus::NodeBus;
 use crate::domain::DomainActor;
 use crate::domain::messages::{
@@ -183,12 +183,29 @@ impl MigrationManager {
             TombstoneVerdict::Lost
         };
         let migration = record.migration;
+        // Where the right was taken the guest may have written to its disks:
+        // they outlive the record.
+        let keeps = matches!(record.stage, IncomingStage::Granted { .. });
+        let kept = (keeps && !record.images.is_empty()).then(|| {
+            tracing::error!(%migration, images = ?record.images, "the fate of a guest is unknown; its disk images stay");
+            HandoffRecord::Incoming(IncomingRecord {
+                images: Vec::new(),
+                ..record.clone()
+            })
+        });
         if let Err(problem) = self.context.tombstones.write(record.migration, vm, word) {
             tracing::error!(%problem, "a word on a grant cannot be written down");
             return;
         }
         let domain = domain.clone();
         actix::spawn(async move {
+            if kept.is_some()
+                && record_handoff(&domain, migration, kept, false)
+                    .await
+                    .is_err()
+            {
+                return;
+            }
             // Where the right was taken the domain stays, off, for its operator.
             let gone = !ran && matches!(domain.send(DiscardIncoming).await, Ok(Ok(())));
             if !gone {
@@ -305,9 +322,9 @@ impl Handler<StartMigration> for MigrationManager {
 }
 
 /// What the source decides on of a policy.
-fn plan(policy: &MigrationPolicy) -> Plan {
+fn plan(policy: &MigrationPolicy, facts: &OutgoingFacts) -> Plan {
     Plan {
-        mirrors: false,
+        mirrors: !facts.disks.is_empty(),
         postcopy: policy.postcopy,
         timeout: policy.timeout,
         timeout_action: policy.timeout_action,
@@ -342,16 +359,24 @@ async fn accept(
     let domain = found
         .map_err(|_| qemu::actor_gone())?
         .ok_or_else(|| Problem::not_found("VM", vm))?;
-    let facts = domain
+    let mut facts = domain
         .send(BeginOutgoing { migration })
         .await
         .unwrap_or_else(|_| Err(qemu::actor_gone()))?;
+    match mirror::survey(&domain, &facts.spec, &policy).await {
+        Ok(disks) => facts.disks = disks,
+        Err(problem) => {
+            release(&domain, &facts).await;
+            return Err(problem);
+        }
+    }
     let record = OutgoingRecord {
         migration,
         target,
         epoch: facts.epoch,
         run: facts.run,
-        plan: plan(&policy),
+        plan: plan(&policy, &facts),
+        images: images_to_leave(&facts, &policy),
         stage: OutgoingStage::Sending,
         started: UnixMillis::now(),
     };
@@ -375,6 +400,13 @@ async fn accept(
     Ok(Accepted::Begun(Box::new(Outgoing::begin(
         departure, facts, policy,
     ))))
+}
+
+/// What is removed here when the guest runs at the target.
+fn images_to_leave(facts: &OutgoingFacts, policy: &MigrationPolicy) -> Vec<String> {
+    let moved = facts.disks.iter().filter(|_| !policy.keep_source_disks);
+    let disks = moved.filter_map(|plan| facts.spec.disks.get(usize::from(plan.index)));
+    disks.map(|disk| disk.path.clone()).collect()
 }
 
 async fn release(domain: &Addr<DomainActor>, facts: &OutgoingFacts) {

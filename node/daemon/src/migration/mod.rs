@@ -19,8 +19,10 @@
 //! beside the actor and put their result into that queue.
 
 mod calls;
+mod disks;
 mod incoming;
 mod manager;
+mod mirror;
 mod outgoing;
 mod peer;
 mod progress;

@@ -3,7 +3,7 @@
 use godwit_node_logic::clock::OtherClock;
 use godwit_node_logic::handoff::Outcome;
 use godwit_shared::model::{
-    Epoch, Forecast, MigrationFailure, MigrationFigures, MigrationId, MigrationPhase,
+    Bytes, Epoch, Forecast, MigrationFailure, MigrationFigures, MigrationId, MigrationPhase,
     MigrationProgress, Millis, NodeId, Problem, UnixMillis, VmId,
 };
 use godwit_shared::wire::uplink::MigrationReport;
@@ -158,6 +158,13 @@ impl Progress {
         sample.disks_total = self.report.progress.disks_total;
         sample.disks_done = self.report.progress.disks_done;
         self.report.progress = sample;
+        self.publish();
+    }
+
+    /// Of the disks, so much of so much.
+    pub(super) fn mirrored(&mut self, done: Bytes, total: Bytes) {
+        let progress = &mut self.report.progress;
+        (progress.disks_done, progress.disks_total) = (done, total);
         self.publish();
     }
 

@@ -19,6 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::disks::Exports;
 use super::manager::MigrationContext;
 
 /// Read from QEMU at once. Large enough for the cost of a system call to
@@ -131,7 +132,13 @@ async fn linger(stop: &CancellationToken) {
 /// Accepts the source's streams and connects each to QEMU's socket at `path`,
 /// until `stop`. QEMU before 8.0 takes the first connection for the main channel,
 /// so channel 0 goes first, also when another stream's first packet overtook its.
-pub(super) async fn serve_target(connection: Connection, path: Arc<Path>, stop: CancellationToken) {
+/// Disks' streams go to their exports, when there are any.
+pub(super) async fn serve_target(
+    connection: Connection,
+    path: Arc<Path>,
+    exports: Option<Arc<Exports>>,
+    stop: CancellationToken,
+) {
     let mut carriers = JoinSet::new();
     let mut early: Vec<(Sender, Receiver)> = Vec::new();
     let mut main_connected = false;
@@ -143,8 +150,15 @@ pub(super) async fn serve_target(connection: Connection, path: Arc<Path>, stop: 
         let Ok((kind, upward, downward)) = accepted else {
             return;
         };
-        let StreamKind::Memory { channel } = kind else {
-            continue;
+        let channel = match kind {
+            StreamKind::Memory { channel } => channel,
+            StreamKind::Disk { .. } => {
+                if let Some(exports) = &exports {
+                    carriers.spawn(Arc::clone(exports).serve(upward, downward));
+                }
+                continue;
+            }
+            _ => continue,
         };
         if channel != 0 && !main_connected {
             early.push((upward, downward));
@@ -179,14 +193,22 @@ async fn carry(socket: UnixStream, sender: Sender, receiver: Receiver) {
 
 /// Why a channel broke.
 #[derive(Debug, thiserror::Error)]
-enum CarryError {
+pub(super) enum CarryError {
     #[error("QEMU's socket: {0}")]
     Socket(#[from] std::io::Error),
     #[error(transparent)]
     Stream(#[from] StreamError),
+    #[error("{0}")]
+    Qemu(#[from] Problem),
 }
 
 async fn send(from: &mut OwnedReadHalf, mut to: ByteSender) -> Result<(), CarryError> {
+    pump(from, &mut to).await?;
+    Ok(to.finish()?)
+}
+
+/// Sends what QEMU writes until it closes; the stream stays open then.
+pub(super) async fn pump(from: &mut OwnedReadHalf, to: &mut ByteSender) -> Result<(), CarryError> {
     let mut buffer = BytesMut::with_capacity(CHUNK);
     loop {
         buffer.reserve(CHUNK / 4);
@@ -198,7 +220,6 @@ async fn send(from: &mut OwnedReadHalf, mut to: ByteSender) -> Result<(), CarryE
             }
         };
         if read == 0 {
-            to.finish()?;
             return Ok(());
         }
         to.write_chunk(buffer.split().freeze()).await?;
@@ -208,7 +229,10 @@ async fn send(from: &mut OwnedReadHalf, mut to: ByteSender) -> Result<(), CarryE
     }
 }
 
-async fn receive(mut from: ByteReceiver, to: &mut OwnedWriteHalf) -> Result<(), CarryError> {
+pub(super) async fn receive(
+    mut from: ByteReceiver,
+    to: &mut OwnedWriteHalf,
+) -> Result<(), CarryError> {
     while let Some(chunk) = from.read_chunk(CHUNK).await? {
         if let Err(error) = to.write_all(&chunk).await {
             from.stop(CloseCode::NONE);
@@ -219,7 +243,7 @@ async fn receive(mut from: ByteReceiver, to: &mut OwnedWriteHalf) -> Result<(), 
     Ok(())
 }
 
-fn listen_at(socket: &Path) -> Result<std::os::unix::net::UnixListener, Problem> {
+pub(super) fn listen_at(socket: &Path) -> Result<std::os::unix::net::UnixListener, Problem> {
     let failed = |e: std::io::Error| {
         let path = socket.display().to_string();
         Problem::new(

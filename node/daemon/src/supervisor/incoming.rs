@@ -5,10 +5,11 @@ use std::path::Path;
 use actix::prelude::*;
 use godwit_shared::model::{Problem, Usage, VmSpec, codes};
 
-use super::messages::{CheckIncoming, StartIncoming};
+use super::messages::{CheckIncoming, IncomingRequest, StartIncoming};
 use super::{Supervisor, actor_gone};
 use crate::domain::DomainActor;
 use crate::domain::messages::{BecomeIncoming, Describe, DiscardIncoming};
+use crate::images::{self, NewImage};
 
 impl Handler<StartIncoming> for Supervisor {
     type Result = ResponseFuture<Result<Addr<DomainActor>, Problem>>;
@@ -62,16 +63,22 @@ impl Handler<CheckIncoming> for Supervisor {
                         .remedy("wait until it has ended, or stop it there"),
                 );
             }
-            let spec = request.spec;
-            let files = tokio::task::spawn_blocking(move || missing_files(&spec)).await;
+            let IncomingRequest { spec, images, .. } = request;
+            let look = move || {
+                let mut found = missing_files(&spec, &images);
+                found.extend(images::blockers(&images));
+                found
+            };
+            let files = tokio::task::spawn_blocking(look).await;
             found.extend(files.unwrap_or_default());
             found
         })
     }
 }
 
-/// Files that the spec names and the node lacks. Blocks.
-fn missing_files(spec: &VmSpec) -> Vec<Problem> {
+/// Files that the spec names and the node lacks, but for those that will be made.
+/// Blocks.
+fn missing_files(spec: &VmSpec, made: &[NewImage]) -> Vec<Problem> {
     let boot = [
         ("boot.kernel", &spec.boot.kernel),
         ("boot.initrd", &spec.boot.initrd),
@@ -79,10 +86,12 @@ fn missing_files(spec: &VmSpec) -> Vec<Problem> {
     let boot = boot
         .into_iter()
         .filter_map(|(field, path)| Some((field.to_owned(), path.as_deref()?)));
+    let comes = |index: usize| made.iter().any(|image| usize::from(image.index) == index);
     let disks = spec
         .disks
         .iter()
         .enumerate()
+        .filter(|(index, _)| !comes(*index))
         .map(|(index, disk)| (format!("disks[{index}].path"), disk.path.as_str()));
     boot.chain(disks)
         .filter_map(|(field, path)| {

@@ -10,6 +10,7 @@ use godwit_shared::wire::uplink::LogKind;
 use tokio::sync::mpsc;
 
 use crate::domain::DomainActor;
+use crate::images::NewImage;
 
 /// Make the domain known, or replace its spec while it is stopped. Idempotent.
 #[derive(Debug, Clone, Message)]
@@ -101,6 +102,8 @@ pub struct IncomingRequest {
     pub accelerator: String,
     /// The CPU model that the source uses.
     pub cpu_model: String,
+    /// Disk images to make for it.
+    pub images: Vec<NewImage>,
 }
 
 impl IncomingRequest {
@@ -110,7 +113,7 @@ impl IncomingRequest {
             migration: self.migration,
             source: self.source.clone(),
             epoch: self.epoch.next(),
-            images: Vec::new(),
+            images: self.images.iter().map(|image| image.path.clone()).collect(),
             stage: IncomingStage::Prepared,
         }
     }

@@ -40,6 +40,8 @@ pub struct OutgoingRecord {
     pub run: bool,
     /// On which terms.
     pub plan: Plan,
+    /// Disk images here that go when the guest runs at the target with their copies.
+    pub images: Vec<String>,
     /// How far it is.
     pub stage: OutgoingStage,
     /// When it began.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use godwit_shared::api::{MigrationView, QueueView};
-use godwit_shared::model::{MigrationPhase, Postcopy, TimeoutAction, UnixMillis};
+use godwit_shared::model::{DiskCopy, MigrationPhase, Postcopy, TimeoutAction, UnixMillis};
 
 use super::{Cell, Column, Listed, Shown, or_dash, problem};
 use crate::output::human;
@@ -183,6 +183,14 @@ fn policy(migration: &MigrationView) -> String {
         Postcopy::Never => {}
         Postcopy::Fallback => text.push_str(", post-copy if it stalls"),
         Postcopy::Always => text.push_str(", post-copy"),
+    }
+    match policy.disks {
+        DiskCopy::Full => {}
+        DiskCopy::Top => text.push_str(", tops of disks"),
+        DiskCopy::Synchronous => text.push_str(", disks synchronous"),
+    }
+    if policy.keep_source_disks {
+        text.push_str(", source's images kept");
     }
     if let Some(timeout) = policy.timeout {
         let _ = write!(

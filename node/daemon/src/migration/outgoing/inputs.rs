@@ -4,8 +4,8 @@
 use actix::prelude::*;
 use godwit_node_logic::handoff::{QemuMigration, SourceEvent};
 use godwit_shared::model::{
-    DoubtDecision, Forecast, MigrationPhase, MigrationProgress, MigrationTuning, Millis, Problem,
-    codes,
+    Bytes, DoubtDecision, Forecast, MigrationPhase, MigrationProgress, MigrationTuning, Millis,
+    Problem, codes,
 };
 use godwit_shared::wire::peer::{SourceMessage, TargetMessage};
 use tokio::sync::mpsc;
@@ -31,6 +31,8 @@ pub(super) enum Input {
     /// Post-copy: it does not, and how its migration stands.
     StaysApart(Option<QemuMigration>),
     Sampled(MigrationProgress),
+    /// Of the disks, so much of so much is mirrored.
+    Mirrored(Bytes, Bytes),
     /// A pass has begun, with this sample.
     Passed(u32, MigrationProgress),
     /// How it will go.
@@ -70,6 +72,9 @@ impl Outgoing {
                 let pass = event.data.get("pass");
                 let pass = pass.and_then(serde_json::Value::as_u64).unwrap_or(0);
                 self.look_at_pass(u32::try_from(pass).unwrap_or(u32::MAX));
+            }
+            "BLOCK_JOB_READY" | "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED" => {
+                self.on_job(event, ctx);
             }
             "SHUTDOWN" | "GUEST_PANICKED" => {
                 let problem = Problem::new(
@@ -180,6 +185,7 @@ impl StreamHandler<Input> for Outgoing {
                 self.progress.sampled(sample);
                 self.step(SourceEvent::Pass { number, remaining }, ctx);
             }
+            Input::Mirrored(done, total) => self.progress.mirrored(done, total),
             Input::Sampled(sample) => self.progress.sampled(sample),
             Input::Retiring(sample, downtime) => {
                 self.progress.sampled(sample);
@@ -236,6 +242,9 @@ impl Handler<Tune> for Outgoing {
 
     fn handle(&mut self, tune: Tune, ctx: &mut Context<Self>) -> Self::Result {
         let tuning = tune.0;
+        if self.progress.phase() == MigrationPhase::Disks && !tuning.postcopy {
+            return self.tune_disks(tuning);
+        }
         if !self.progress.phase().sends_memory() {
             let text = format!("the migration is in phase {}", self.progress.phase());
             let problem = Problem::new(codes::STATE_CONFLICT, text)
@@ -265,10 +274,12 @@ impl Handler<Resolve> for Outgoing {
     type Result = Result<(), Problem>;
 
     fn handle(&mut self, resolve: Resolve, ctx: &mut Context<Self>) -> Self::Result {
+        self.resolved = true;
         if self.took(SourceEvent::Resolve(resolve.0), ctx) {
             tracing::warn!(migration = %self.migration(), decision = ?resolve.0, "an operator ended the doubt");
             return Ok(());
         }
+        self.resolved = false;
         let text = format!(
             "the migration is in phase {}, not in doubt",
             self.progress.phase()

@@ -148,7 +148,7 @@ pub(in crate::migration) fn prepare(
         accelerator: facts.accelerator.clone(),
         cpu_model: facts.cpu_model.clone(),
         qemu_version: facts.qemu_version.clone(),
-        disks: Vec::new(),
+        disks: facts.disks.clone(),
     }))
 }
 

@@ -3,6 +3,7 @@
 //! This file has what is asked of QEMU, the journal and the domain; `link` the
 //! connection to the target; `inputs` everything that is learnt, in order.
 
+mod disks;
 mod inputs;
 mod link;
 
@@ -24,10 +25,11 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use super::calls::{follow, record_handoff};
 use super::manager::{Ended, MigrationContext};
 use super::progress::Progress;
-use super::{peer, qemu, relay};
+use super::{mirror, peer, qemu, relay};
 use crate::domain::DomainActor;
 use crate::domain::messages::{EndOutgoing, MarkInHandoff, OutgoingEnd, OutgoingFacts};
 use crate::fault;
+use disks::Mirrors;
 use inputs::Input;
 pub(super) use inputs::{Cancel, Resolve, Tune, Watch};
 use link::Link;
@@ -83,8 +85,11 @@ pub(super) struct Outgoing {
     /// An attempt to connect anew is under way.
     reconnecting: bool,
     relay: Option<relay::Relay>,
+    mirrors: Option<Mirrors>,
     timers: HashMap<Timer, SpawnHandle>,
     watched: bool,
+    /// An operator has decided about the grant.
+    resolved: bool,
     asking: Asking,
     /// How it will go is sampled, or was.
     foretelling: bool,
@@ -156,8 +161,10 @@ impl Outgoing {
             generation: 0,
             reconnecting: false,
             relay: None,
+            mirrors: None,
             timers: HashMap::new(),
             watched: false,
+            resolved: false,
             asking: Asking::default(),
             foretelling: false,
         }
@@ -196,7 +203,8 @@ impl Outgoing {
                     let _ = link.outbox.send(message);
                 }
             }
-            SourceEffect::StartMirrors | SourceEffect::FinishMirrors => {}
+            SourceEffect::StartMirrors => self.start_mirrors(),
+            SourceEffect::FinishMirrors => self.finish_mirrors(),
             SourceEffect::StartMigration => self.start_migration(),
             SourceEffect::StartPostcopy => self.start_postcopy(),
             SourceEffect::StopGuest => self.tell_qemu("stop", serde_json::Value::Null),
@@ -399,10 +407,18 @@ impl Outgoing {
         let (domain, run) = (self.departure.domain.clone(), self.departure.record.run);
         let migration = self.migration();
         let inputs = self.inputs.clone();
+        // Their sockets go, so that nothing of QEMU's waits for the target.
+        self.mirrors = None;
+        let mirrors = self.departure.record.plan.mirrors;
         self.beside(async move {
             fault::reach("source.before_stay").await;
             let runs = if run {
                 qemu::make_sure_it_runs(&domain).await
+            } else {
+                Ok(())
+            };
+            let aborted = if mirrors {
+                mirror::abort(&domain).await
             } else {
                 Ok(())
             };
@@ -412,7 +428,7 @@ impl Outgoing {
                 until_written(&inputs, || let_go(&domain, OutgoingEnd::Stay { epoch })).await;
             let cleared =
                 until_written(&inputs, || record_handoff(&domain, migration, None, false)).await;
-            Some(match runs.and(kept).and(cleared) {
+            Some(match runs.and(aborted).and(kept).and(cleared) {
                 Ok(()) => SourceEvent::Stayed,
                 Err(problem) => SourceEvent::StayFailed(problem),
             })
@@ -423,8 +439,14 @@ impl Outgoing {
         self.epoch = epoch;
         let domain = self.departure.domain.clone();
         let inputs = self.inputs.clone();
+        let (migration, kept) = (self.migration(), self.kept_images());
         self.beside(async move {
             fault::reach("source.before_retire").await;
+            if kept.is_some() {
+                // Tried like the rest: what would remove them reads the record.
+                let keep = || record_handoff(&domain, migration, kept.clone(), false);
+                let _ = until_written(&inputs, keep).await;
+            }
             if let Ok((sample, downtime)) = qemu::last_sample(&domain).await {
                 let _ = inputs.send(Input::Retiring(sample, downtime));
             }
@@ -441,6 +463,17 @@ impl Outgoing {
             fault::reach("source.after_retire").await;
             Some(SourceEvent::Retired)
         });
+    }
+
+    /// On an operator's word nobody knows whether the target has the disks: the
+    /// images here stay.
+    fn kept_images(&mut self) -> Option<HandoffRecord> {
+        let images = &mut self.departure.record.images;
+        if !self.resolved || images.is_empty() {
+            return None;
+        }
+        images.clear();
+        Some(HandoffRecord::Outgoing(self.departure.record.clone()))
     }
 
     fn finish(&mut self, outcome: &Outcome, ctx: &mut Context<Self>) {
@@ -476,7 +509,10 @@ impl Actor for Outgoing {
             actor.perform(effects, ctx);
             actor.connect();
         }));
-        ctx.run_interval(SAMPLE, |actor, _| actor.sample_if_watched());
+        ctx.run_interval(SAMPLE, |actor, _| {
+            actor.sample_if_watched();
+            actor.sample_disks_if_watched();
+        });
         ctx.run_interval(ASK_TIME, |actor, _| actor.ask_time());
     }
 }

@@ -37,6 +37,7 @@ fn request(vm: VmId, facts: OutgoingFacts) -> IncomingRequest {
         machine: facts.machine,
         accelerator: facts.accelerator,
         cpu_model: facts.cpu_model,
+        images: Vec::new(),
     }
 }
 
@@ -212,6 +213,7 @@ async fn a_receiver_that_cannot_start_leaves_nothing() {
         cpu_model: "qemu64".into(),
         qemu_version: "10.0.2".into(),
         run: true,
+        disks: Vec::new(),
     };
     let vm = VmId::from_u128(5);
     let blockers = CheckIncoming(request(vm, facts.clone()));

@@ -388,6 +388,7 @@ fn what_was_granted_is_left_alone_after_a_restart() {
         epoch: Epoch(1),
         run: true,
         plan: Plan::default(),
+        images: Vec::new(),
         stage: OutgoingStage::Granted,
         started: godwit_shared::model::UnixMillis(1),
     });

@@ -377,6 +377,10 @@ impl Source {
         self.qemu_busy = false;
         match self.state {
             // Without pre-switchover in between: a guest that was paused before.
+            State::Precopy if self.terms.plan.mirrors => {
+                let text = "QEMU sent the guest before its disks were complete";
+                self.on_trouble(Problem::new(codes::MIGRATION_FAILED, text), effects);
+            }
             State::Precopy => {
                 effects.push(SourceEffect::Phase(MigrationPhase::Switchover));
                 effects.push(SourceEffect::Arm(Timer::Switchover, SWITCHOVER_DEADLINE));
