@@ -41,6 +41,9 @@ godwit_setup() {
                 _want xz xz-utils
                 _want zstd zstd
                 _want flock util-linux
+                # What scripts/old-qemu trusts Debian's archive by.
+                compgen -G '/usr/share/keyrings/debian-archive-keyring.*' >/dev/null ||
+                    missing+=(debian-archive-keyring)
                 ;;
             test)
                 _want nft nftables
