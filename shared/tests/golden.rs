@@ -663,6 +663,7 @@ fn migration_report() -> MigrationReport {
             qemu_downtime: Some(Millis(29)),
             clock_error_us: Some(80),
             duration: Some(Millis(880)),
+            postcopy: true,
         },
         failure: Some(MigrationFailure {
             phase: MigrationPhase::Precopy,

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::print_stderr, reason = "measured numbers belong into the log")]
 
-use godwit_shared::api::MigrateRequest;
+use godwit_shared::api::{Calibration, Calibrations, MigrateRequest};
 use godwit_shared::model::{BytesPerSec, MigrationPolicy};
 use godwit_tests::guest::Work;
 use godwit_tests::harness::ClusterOptions;
@@ -45,9 +45,24 @@ async fn moves_go_as_foretold() {
         let right = |f: &godwit_shared::model::Forecast| {
             f.duration.holds(duration) && f.blackout.holds(blackout)
         };
+        assert_eq!(done.met.duration, Some(kept.duration.fit(duration)));
+        assert_eq!(done.met.blackout, Some(kept.blackout.fit(blackout)));
         asked += usize::from(right(&before));
         stored += usize::from(right(&kept));
     }
+    let added_up: Calibrations = scene
+        .cluster
+        .api
+        .get("/migrations/calibration")
+        .await
+        .unwrap();
+    let found = &added_up.precopy;
+    assert_eq!((found.completed, found.foretold), (6, 6), "{added_up:?}");
+    assert_eq!((found.duration.count, found.blackout.count), (6, 6));
+    // Each of those that were right was so in both.
+    let least = u32::try_from(stored).unwrap();
+    assert!(found.duration.inside.min(found.blackout.inside) >= least);
+    assert_eq!(added_up.postcopy, Calibration::default());
     assert!(asked + 1 >= MOVES, "{asked} of {MOVES} dry runs were right");
     assert!(
         stored + 1 >= MOVES,

@@ -19,6 +19,7 @@
 //! | `GET /api/v1/vms/{vm}/logs?kind=serial\|qemu&lines=N` | | text |
 //! | `GET /api/v1/vms/{vm}/console` | | WebSocket, binary frames |
 //! | `GET /api/v1/migrations`, `/migrations/{id}` | | [`MigrationView`] (list) |
+//! | `GET /api/v1/migrations/calibration` | | [`Calibrations`] |
 //! | `POST /api/v1/migrations/{id}/cancel` | | [`MigrationView`] |
 //! | `POST /api/v1/migrations/{id}/resolve` | [`ResolveRequest`] | [`MigrationView`] |
 //! | `POST /api/v1/migrations/{id}/tune` | [`MigrationTuning`](crate::model::MigrationTuning) | [`MigrationView`] |
@@ -30,6 +31,8 @@
 //!
 //! A refusal is a [`Problem`] with an HTTP status that follows from its code.
 //! `{vm}` is a name or an id. Lists are sorted by name, or by time of birth.
+
+mod calibration;
 
 use std::collections::BTreeMap;
 
@@ -43,6 +46,8 @@ use crate::model::{
     MigrationProgress, Millis, NodeFacts, NodeId, Problem, RunState, TaskId, UnixMillis, Usage,
     VmId, VmName, VmSpec,
 };
+
+pub use calibration::{Agreement, Calibration, Calibrations, ForecastMet};
 
 /// The cluster in a few numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
@@ -259,6 +264,9 @@ pub struct MigrationView {
     /// What was foretold, and what was measured beside it.
     #[serde(default)]
     pub figures: MigrationFigures,
+    /// Whether it went as foretold, as far as it has come.
+    #[serde(default)]
+    pub met: ForecastMet,
     /// Why it did not succeed.
     pub failure: Option<MigrationFailure>,
     /// How it was to go.

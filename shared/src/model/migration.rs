@@ -182,7 +182,39 @@ pub struct Span {
 impl Span {
     /// Whether it came as expected.
     pub fn holds(&self, outcome: Millis) -> bool {
-        self.low <= outcome && outcome <= self.high
+        self.fit(outcome) == Fit::Inside
+    }
+
+    /// Where the outcome lies.
+    pub fn fit(&self, outcome: Millis) -> Fit {
+        match outcome {
+            outcome if outcome < self.low => Fit::Below,
+            outcome if outcome > self.high => Fit::Above,
+            _ => Fit::Inside,
+        }
+    }
+}
+
+/// Where an outcome lies, seen from the interval that it was expected in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Fit {
+    /// It is less than was expected.
+    Below,
+    /// As expected.
+    Inside,
+    /// It is more than was expected.
+    Above,
+}
+
+impl Fit {
+    /// The place in words.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Below => "outside, less",
+            Self::Inside => "inside",
+            Self::Above => "outside, more",
+        }
     }
 }
 
@@ -218,6 +250,8 @@ pub struct MigrationFigures {
     pub clock_error_us: Option<u64>,
     /// From its beginning until the guest ran on the target.
     pub duration: Option<Millis>,
+    /// The guest ran on the target before all of its memory was there.
+    pub postcopy: bool,
 }
 
 /// Where a migration is.

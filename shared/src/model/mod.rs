@@ -15,7 +15,7 @@ pub mod units;
 pub use capacity::{Capacity, NodeFacts, Usage};
 pub use id::{Epoch, MigrationId, NodeId, TaskId, VmId, VmName};
 pub use migration::{
-    DiskCopy, DoubtDecision, Forecast, MigrationFailure, MigrationFigures, MigrationPhase,
+    DiskCopy, DoubtDecision, Fit, Forecast, MigrationFailure, MigrationFigures, MigrationPhase,
     MigrationPolicy, MigrationProgress, MigrationTuning, Postcopy, Span, TimeoutAction,
 };
 pub use problem::{Problem, codes};

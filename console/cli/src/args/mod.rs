@@ -232,6 +232,8 @@ pub(crate) enum MigrationCommand {
         /// The end (or the whole) of its id, or a VM's name for that VM's newest
         migration: String,
     },
+    /// Show how often migrations went as foretold
+    Calibration,
     /// Follow a migration until it has ended
     Watch {
         /// The end (or the whole) of its id, or a VM's name for that VM's newest

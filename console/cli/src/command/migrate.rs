@@ -108,7 +108,7 @@ fn dry_run(asked: Vec<(VmRef, Result<Value, Failure>)>, ui: &Ui) -> Result<(), F
         }
         _ => {
             for (vm, item) in &found {
-                ui.print(&views::blockers(vm.as_str(), &item.view, ui))?;
+                ui.print(&views::rehearsal(vm.as_str(), &item.view, ui))?;
             }
         }
     }

@@ -1,6 +1,6 @@
 //! `godwit migration`.
 
-use godwit_shared::api::{MigrationView, ResolveRequest, TaskView};
+use godwit_shared::api::{Calibrations, MigrationView, ResolveRequest, TaskView};
 use godwit_shared::model::{
     DoubtDecision, MigrationId, MigrationPhase, MigrationTuning, Problem, VmName, codes,
 };
@@ -8,10 +8,10 @@ use serde_json::json;
 
 use super::by_id;
 use super::migrate::moved;
-use crate::args::{MigrationCommand, ResolveArgs};
+use crate::args::{Format, MigrationCommand, ResolveArgs};
 use crate::client::Client;
 use crate::failure::Failure;
-use crate::output::{Item, Ui};
+use crate::output::{Item, Ui, views};
 use crate::progress::{Pending, settle, watch_migration};
 
 pub(super) async fn run(
@@ -22,6 +22,10 @@ pub(super) async fn run(
     match command {
         MigrationCommand::List => ui.list::<MigrationView>(&client.all("/migrations").await?),
         MigrationCommand::Show { migration } => ui.show(&[find(&migration, client).await?]),
+        MigrationCommand::Calibration => {
+            let found = client.one("/migrations/calibration").await?;
+            calibration(&found, ui)
+        }
         MigrationCommand::Watch { migration, timeout } => {
             let migration = find(&migration, client).await?;
             let ended = watch(migration, timeout, client, ui).await?;
@@ -53,6 +57,14 @@ pub(super) async fn run(
                 migration.view.name, migration.view.target
             ))
         }
+    }
+}
+
+fn calibration(found: &Item<Calibrations>, ui: &Ui) -> Result<(), Failure> {
+    match ui.format {
+        Format::Json | Format::Yaml => ui.value(&found.raw),
+        Format::Table => ui.print(&views::calibrations(&found.view, ui)),
+        Format::Name => ui.print("precopy\npostcopy"),
     }
 }
 

@@ -60,6 +60,24 @@ pub(crate) fn moving(state: &str) -> Value {
 }
 
 /// A migration of `web-1`.
+pub(crate) fn calibration() -> Value {
+    let none = json!({
+        "count": 0, "inside": 0, "below": 0, "above": 0,
+        "share_percent": null, "missed_by_percent": null,
+    });
+    let some = json!({
+        "count": 4, "inside": 3, "below": 0, "above": 1,
+        "share_percent": 75, "missed_by_percent": 150,
+    });
+    let kind = |completed, agreement: &Value| {
+        json!({
+            "completed": completed, "foretold": completed,
+            "duration": agreement, "blackout": agreement,
+        })
+    };
+    json!({ "precopy": kind(4, &some), "postcopy": kind(0, &none) })
+}
+
 pub(crate) fn migration(phase: &str) -> Value {
     let ended = phase == "completed";
     json!({

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::answers::{cluster, migration, problem, task, vm};
+use super::answers::{calibration, cluster, migration, problem, task, vm};
 use super::coordinator::{Answer, Call, Coordinator};
 use super::process::{Running, command, godwit};
 use super::pty::Terminal;
@@ -14,6 +14,7 @@ fn two_vms(call: &Call) -> Answer {
         "GET /nodes" => Answer::Json(200, json!([])),
         "GET /cluster" => Answer::Json(200, cluster(7)),
         "GET /tasks" => Answer::Json(200, json!([task("running")])),
+        "GET /migrations/calibration" => Answer::Json(200, calibration()),
         "GET /migrations" => Answer::Json(200, json!([migration("precopy")])),
         _ => Answer::Json(404, problem("not_found", "no such thing")),
     }
@@ -102,6 +103,20 @@ fn ids_may_be_given_by_their_end_and_migrations_by_their_vm() {
     assert!(show("migration show 00bb -o name").out.ends_with("00bb\n"));
     assert_eq!(show("task show ffff").code, 4);
     assert_eq!(show("task show aa").code, 4);
+}
+
+#[test]
+fn the_calibration_comes_in_every_format() {
+    let coordinator = Coordinator::start(two_vms);
+    let run = |line: &str| godwit(&coordinator.credential, line);
+    let table = run("migration calibration");
+    assert_eq!((table.code, table.err.as_str()), (0, ""));
+    assert!(table.out.contains("75%"), "{}", table.out);
+    assert!(table.out.contains("1.50×"), "{}", table.out);
+    let json: Value = serde_json::from_str(&run("migration calibration -o json").out).unwrap();
+    assert_eq!(json, calibration());
+    let yaml: Value = serde_norway::from_str(&run("migration calibration -o yaml").out).unwrap();
+    assert_eq!(yaml, calibration());
 }
 
 #[test]

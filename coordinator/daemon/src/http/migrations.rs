@@ -6,7 +6,7 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use godwit_coordinator_logic::cluster::Cluster;
 use godwit_coordinator_logic::effect::Answer as Word;
 use godwit_coordinator_logic::input::{Input, Output, Ticket};
-use godwit_shared::api::{MigrationView, Resolution, ResolveRequest};
+use godwit_shared::api::{Calibrations, MigrationView, Resolution, ResolveRequest};
 use godwit_shared::model::{MigrationId, MigrationTuning, Problem, UnixMillis, codes};
 
 use super::Api;
@@ -25,6 +25,18 @@ pub(super) async fn list(api: web::Data<Api>, request: HttpRequest) -> Answer {
     Parameters::of(&request, &[])?;
     let migrations = api.cluster.reader().read(Cluster::migrations).await?;
     Ok(HttpResponse::Ok().json(migrations))
+}
+
+/// How often the outcomes of migrations fell inside their forecasts.
+#[utoipa::path(
+    get, path = "/api/v1/migrations/calibration", tag = "migrations",
+    responses((status = 200, description = "Forecasts against outcomes", body = Calibrations)),
+    security(("admin" = []))
+)]
+pub(super) async fn calibration(api: web::Data<Api>, request: HttpRequest) -> Answer {
+    Parameters::of(&request, &[])?;
+    let found = api.cluster.reader().read(Cluster::calibration).await?;
+    Ok(HttpResponse::Ok().json(found))
 }
 
 /// One migration. Who asks with `watch=true` makes its source send samples of

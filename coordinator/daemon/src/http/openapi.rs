@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use actix_web::HttpResponse;
 use bytes::Bytes;
 use godwit_shared::api::{
-    CommandOptions, CreateVm, DryRun, Event, MigrateRequest, MigrationView, NodeView,
+    Calibrations, CommandOptions, CreateVm, DryRun, Event, MigrateRequest, MigrationView, NodeView,
     PlacementView, TaskView, TokenRequest, TokenView, VmView,
 };
 use godwit_shared::model::Problem;
@@ -28,13 +28,13 @@ use super::{cluster, console, events, migrations, nodes, page, tasks, vms};
         nodes::create_token, nodes::list, nodes::show, nodes::remove, nodes::cordon, nodes::uncordon,
         vms::list, vms::create, vms::show, vms::remove, vms::command, vms::migrate, vms::logs,
         console::attach,
-        migrations::list, migrations::show, migrations::cancel,
+        migrations::list, migrations::calibration, migrations::show, migrations::cancel,
         migrations::tune, migrations::resolve,
         tasks::list, tasks::show, tasks::cancel,
     ),
     components(schemas(
         Problem, VmView, CreateVm, CommandOptions, MigrateRequest, DryRun, TaskView, NodeView,
-        MigrationView, PlacementView, TokenRequest, TokenView, Event,
+        MigrationView, Calibrations, PlacementView, TokenRequest, TokenView, Event,
     )),
     modifiers(&Credential),
     tags(

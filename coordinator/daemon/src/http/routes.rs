@@ -99,6 +99,7 @@ pub(super) fn v1() -> Vec<Path> {
         at("/vms/{vm}/migrate").post(web::route().to(vms::migrate)),
         at("/vms/{vm}/{command}").post(web::route().to(vms::command)),
         at("/migrations").get(web::route().to(migrations::list)),
+        at("/migrations/calibration").get(web::route().to(migrations::calibration)),
         at("/migrations/{id}").get(web::route().to(migrations::show)),
         at("/migrations/{id}/cancel").post(web::route().to(migrations::cancel)),
         at("/migrations/{id}/tune").post(web::route().to(migrations::tune)),

@@ -48,6 +48,7 @@
 //! and is not restarted by itself. A VM that is found running with no task on
 //! it is wanted `running`.
 
+mod calibration;
 mod command;
 mod create;
 mod load;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use godwit_shared::api::{ClusterStatus, MigrationView, NodeHealth, NodeView, TaskView, VmView};
+use godwit_shared::api::{
+    ClusterStatus, ForecastMet, MigrationView, NodeHealth, NodeView, TaskView, VmView,
+};
 use godwit_shared::model::{
     Capacity, DomainReport, DomainState, MigrationId, MigrationPhase, MigrationProgress, NodeId,
     Problem, TaskId, Usage, VmId, VmName, codes,
@@ -275,6 +277,7 @@ impl Cluster {
             progress: known.map_or(record.progress, |known| known.progress),
             blackout: record.blackout,
             figures: record.figures,
+            met: ForecastMet::of(&record.figures, record.blackout),
             failure: record.failure.clone(),
             policy: record.policy.clone(),
             resolution: record.resolution.clone(),

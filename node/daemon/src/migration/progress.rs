@@ -72,6 +72,12 @@ impl Progress {
         if phase == MigrationPhase::Cancelling {
             self.trouble_at.get_or_insert_with(std::time::Instant::now);
         }
+        if matches!(
+            phase,
+            MigrationPhase::Postcopy | MigrationPhase::PostcopyPaused
+        ) {
+            self.report.figures.postcopy = true;
+        }
         if !phase.is_final() && phase != self.report.phase {
             self.report.phase = phase;
             self.report.since = UnixMillis::now();

@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use godwit_shared::api::{MigrationView, QueueView};
-use godwit_shared::model::{DiskCopy, MigrationPhase, Postcopy, TimeoutAction, UnixMillis};
+use godwit_shared::model::{
+    DiskCopy, Fit, MigrationPhase, Millis, Postcopy, Span, TimeoutAction, UnixMillis,
+};
 
 use super::{Cell, Column, Listed, Shown, or_dash, problem};
 use crate::output::human;
@@ -108,6 +110,7 @@ impl Shown for MigrationView {
             let text = format!("{blackout}{}", beside.unwrap_or_default());
             sheet.push(("Blackout", text));
         }
+        sheet.extend(foretold(self));
         sheet.extend(progress(self));
         sheet.push(("Policy", policy(self)));
         if let Some(resolution) = &self.resolution {
@@ -132,6 +135,24 @@ impl Shown for MigrationView {
         }
         sheet
     }
+}
+
+/// What was foretold, each with its outcome as soon as that is known.
+fn foretold(migration: &MigrationView) -> Option<(&'static str, String)> {
+    let forecast = migration.figures.forecast.as_ref()?;
+    let outcome = |outcome: Option<Millis>, fit: Option<Fit>| match (outcome, fit) {
+        (Some(outcome), Some(fit)) => format!("; it was {outcome}: {}", fit.as_str()),
+        _ => String::new(),
+    };
+    let line = |span: Span| format!("{} to {}", span.low, span.high);
+    let text = format!(
+        "duration {}{}\nblackout {}{}",
+        line(forecast.duration),
+        outcome(migration.figures.duration, migration.met.duration),
+        line(forecast.blackout),
+        outcome(migration.blackout, migration.met.blackout),
+    );
+    Some(("Forecast", text))
 }
 
 fn progress(migration: &MigrationView) -> Vec<(&'static str, String)> {

@@ -1,5 +1,6 @@
 //! What each object of the API looks like: as a row of a list, and in full.
 
+mod calibration;
 mod cluster;
 mod event;
 mod migration;
@@ -18,9 +19,10 @@ use super::Ui;
 use super::problem::paragraph;
 use super::table::{Cell, Column, table};
 
+pub(crate) use calibration::calibrations;
 pub(crate) use event::line as event_line;
 pub(crate) use migration::done as migration_done;
-pub(crate) use placement::{blockers, explain};
+pub(crate) use placement::{explain, rehearsal};
 
 /// An object as a row.
 pub(crate) trait Listed {

@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use godwit_shared::api::{DryRun, NodeVerdict, PlacementView};
 
 use super::{Cell, Column};
-use crate::output::Ui;
 use crate::output::problem::paragraph;
 use crate::output::table::{Kind, Tone, table};
+use crate::output::{Ui, human};
 
 const COLUMNS: &[Column] = &[
     Column("NODE", Kind::Whole),
@@ -62,8 +62,31 @@ fn why(verdict: &NodeVerdict) -> String {
     }
 }
 
-/// What a dry run found.
-pub(crate) fn blockers(name: &str, dry_run: &DryRun, ui: &Ui) -> String {
+/// What a dry run found, and how the move would go.
+pub(crate) fn rehearsal(name: &str, dry_run: &DryRun, ui: &Ui) -> String {
+    let mut text = blockers(name, dry_run, ui);
+    if let Some(forecast) = &dry_run.forecast {
+        let (duration, blackout) = (forecast.duration, forecast.blackout);
+        let _ = writeln!(
+            text,
+            "  forecast: {} to {} until it runs there, blackout {} to {}\n  \
+             from:     {} to send at {}, dirtied at {}",
+            human::span(duration.low),
+            human::span(duration.high),
+            blackout.low,
+            blackout.high,
+            forecast.memory,
+            forecast.link_rate,
+            forecast.dirty_rate
+        );
+        if !forecast.converges {
+            text.push_str("  it dirties more than the link takes: see `--postcopy`\n");
+        }
+    }
+    text
+}
+
+fn blockers(name: &str, dry_run: &DryRun, ui: &Ui) -> String {
     if dry_run.blockers.is_empty() {
         return format!(
             "nothing stands against moving {name} to {}\n",

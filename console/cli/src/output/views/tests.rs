@@ -2,13 +2,14 @@
 #![allow(clippy::unwrap_used)]
 
 use godwit_shared::api::{
-    ClusterStatus, DryRun, Event, MigrationView, NodeView, PlacementView, TaskView, VmView,
+    Calibrations, ClusterStatus, DryRun, Event, MigrationView, NodeView, PlacementView, TaskView,
+    VmView,
 };
 use godwit_shared::model::{Problem, UnixMillis, codes};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{Shown, blockers, event_line, explain, list};
+use super::{Shown, calibrations, event_line, explain, list, rehearsal};
 use crate::args::Format;
 use crate::output::Ui;
 use crate::output::problem::render;
@@ -250,7 +251,49 @@ fn explanations() {
     ]}));
     insta::assert_snapshot!("placement", explain(&placement, &ui(Some(80))));
     let dry_run: DryRun = read(json!({ "target": "node-2", "blockers": [lack] }));
-    insta::assert_snapshot!("blockers", blockers("web-1", &dry_run, &ui(None)));
+    insta::assert_snapshot!("blockers", rehearsal("web-1", &dry_run, &ui(None)));
+    let dry_run: DryRun = read(json!({
+        "target": "node-2", "blockers": [], "forecast": forecast(false),
+    }));
+    insta::assert_snapshot!("rehearsal", rehearsal("web-1", &dry_run, &ui(None)));
+}
+
+fn forecast(converges: bool) -> Value {
+    json!({
+        "duration": { "low": 900, "high": 12_000 }, "blackout": { "low": 2, "high": 250 },
+        "converges": converges, "memory": 1 << 29, "dirty_rate": 1 << 26, "link_rate": 1 << 25,
+    })
+}
+
+#[test]
+fn forecasts_stand_beside_their_outcomes() {
+    let show = |changes| sheet(&migration(changes).sheet(UnixMillis(NOW)), &ui(None));
+    let under_way = show(json!({ "figures": { "forecast": forecast(true) } }));
+    assert!(
+        under_way.contains("duration 900 ms to 12.0 s\n"),
+        "{under_way}"
+    );
+    insta::assert_snapshot!(
+        "migration-foretold",
+        show(json!({
+            "phase": "completed", "ended": NOW, "blackout": 300,
+            "figures": { "forecast": forecast(true), "duration": 3_400, "qemu_downtime": 280 },
+            "met": { "duration": "inside", "blackout": "above" },
+        }))
+    );
+    let found: Calibrations = read(json!({
+        "precopy": {
+            "completed": 22, "foretold": 20,
+            "duration": { "count": 20, "inside": 18, "below": 1, "above": 1, "share_percent": 90, "missed_by_percent": 115 },
+            "blackout": { "count": 20, "inside": 20, "below": 0, "above": 0, "share_percent": 100, "missed_by_percent": null },
+        },
+        "postcopy": {
+            "completed": 0, "foretold": 0,
+            "duration": { "count": 0, "inside": 0, "below": 0, "above": 0, "share_percent": null, "missed_by_percent": null },
+            "blackout": { "count": 0, "inside": 0, "below": 0, "above": 0, "share_percent": null, "missed_by_percent": null },
+        },
+    }));
+    insta::assert_snapshot!("calibration", calibrations(&found, &ui(Some(100))));
 }
 
 #[test]
