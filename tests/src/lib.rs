@@ -7,6 +7,7 @@
 //! * [`bare`] is QEMU without a manager, to measure against.
 //! * [`fault`] lets something go wrong at a chosen moment of a migration.
 //! * [`guest`] makes specs for the counting guest and checks its count.
+//! * [`netns`] makes network namespaces and links between them.
 //! * [`points`] holds a daemon between two steps of a migration; [`matrix`] lets
 //!   every fault happen there.
 //! * [`relay`] stands between nodes and loses, delays or swallows datagrams.
@@ -25,6 +26,7 @@ pub mod fault;
 pub mod guest;
 pub mod harness;
 pub mod matrix;
+pub mod netns;
 pub mod points;
 pub mod relay;
 pub mod scene;
