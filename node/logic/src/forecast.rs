@@ -18,6 +18,7 @@
 //!
 //! Invariant: `low` is never above `high`.
 
+use crate::handoff::pause_limit;
 use godwit_shared::model::{
     Bytes, BytesPerSec, Forecast, MigrationPolicy, Millis, Postcopy, Span, TimeoutAction,
 };
@@ -39,10 +40,10 @@ const SETUP: (u64, u64) = (50, 4_000);
 /// What the pause takes apart from memory: the device state and the handoff.
 const SWITCH: (u64, u64) = (2, 250);
 /// What may wait on the source when the guest stops (the connection's send window).
-const WAITS_HERE: u64 = 8 << 20;
+const WAITS_HERE: u64 = 4 << 20;
 /// What may wait on the target (the connection's receive window), and how fast it
 /// is taken there when that memory is touched for the first time: 2 to 3 s a GiB.
-const WAITS_THERE: u64 = 64 << 20;
+const WAITS_THERE: u64 = 12 << 20;
 const FIRST_TOUCH: u64 = 400 << 20;
 /// Passes after which it will not converge by itself.
 const MOST_PASSES: u32 = 60;
@@ -151,7 +152,7 @@ impl Passes {
             let sent = state.left;
             state.pass();
             let pause = conditions.millis(state.left);
-            if pause <= policy.downtime.0 {
+            if pause <= pause_limit(pass + 1, policy.downtime).0 {
                 return state.end(pause);
             }
             if let Some(end) = state.decided(pass, pause, policy) {
@@ -254,7 +255,7 @@ mod tests {
     #[test]
     fn what_waits_on_a_slow_link_lengthens_the_pause() {
         let found = forecast(sample(1024, 0, 10), &policy());
-        assert!(found.blackout.holds(Millis(900)), "{:?}", found.blackout);
+        assert!(found.blackout.holds(Millis(600)), "{:?}", found.blackout);
         let flood = forecast(sample(1024, 0, 1400), &policy()).blackout.high;
         let trickle = MigrationPolicy {
             bandwidth: Some(BytesPerSec(32 * MIB)),
@@ -293,7 +294,7 @@ mod tests {
             ..policy()
         };
         let found = forecast(sample(1024, 600, 100), &postcopy);
-        assert_eq!(found.blackout.high, Millis(SWITCH.1 + 80));
+        assert_eq!(found.blackout.high, Millis(SWITCH.1 + 40));
     }
 
     #[test]

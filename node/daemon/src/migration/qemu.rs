@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use actix::Addr;
-use godwit_node_logic::handoff::QemuMigration;
+use godwit_node_logic::handoff::{QemuMigration, pause_limit};
 use godwit_node_logic::qmp;
 use godwit_shared::model::{
     Bytes, BytesPerSec, MigrationPolicy, MigrationProgress, MigrationTuning, Millis, Problem, codes,
@@ -116,7 +116,7 @@ fn source_parameters(policy: &MigrationPolicy) -> Value {
         // Zero is no limit.
         "max-bandwidth": policy.bandwidth.map_or(0, |limit| limit.0),
         "max-postcopy-bandwidth": policy.bandwidth.map_or(0, |limit| limit.0),
-        "downtime-limit": policy.downtime.0,
+        "downtime-limit": pause_limit(0, policy.downtime).0.min(LONGEST_DOWNTIME.0),
     });
     if channels(policy) > 0 {
         parameters["multifd-channels"] = json!(channels(policy));

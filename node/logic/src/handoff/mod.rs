@@ -60,7 +60,9 @@ pub use record::{
     HandoffRecord, IncomingRecord, IncomingStage, OutgoingRecord, OutgoingStage, Tombstone,
     TombstoneVerdict,
 };
-pub use source::{Outcome, Plan, QemuMigration, Source, SourceEffect, SourceEvent, Terms, Timer};
+pub use source::{
+    Outcome, Plan, QemuMigration, Source, SourceEffect, SourceEvent, Terms, Timer, pause_limit,
+};
 pub use target::{SOURCE_DONE_DEADLINE, Target, TargetEffect, TargetEvent, TargetOutcome};
 
 /// An event that the state does not allow. It changed nothing.

@@ -2,7 +2,7 @@
 //! operators' wishes. All of it goes through one queue, in order.
 
 use actix::prelude::*;
-use godwit_node_logic::handoff::{QemuMigration, SourceEvent};
+use godwit_node_logic::handoff::{QemuMigration, SourceEvent, pause_limit};
 use godwit_shared::model::{
     Bytes, DoubtDecision, Forecast, MigrationPhase, MigrationProgress, MigrationTuning, Millis,
     Problem, codes,
@@ -98,10 +98,32 @@ impl Outgoing {
     /// What each pass leaves to send says whether it converges.
     fn look_at_pass(&mut self, number: u32) {
         self.progress.pass(number);
+        self.grant_pause(number);
         let (domain, inputs) = (self.departure.domain.clone(), self.inputs.clone());
         actix::spawn(async move {
             if let Ok(sample) = qemu::sample(&domain).await {
                 let _ = inputs.send(Input::Passed(number, sample));
+            }
+        });
+    }
+
+    /// Gives QEMU the next part of the pause that it may take, unless an operator
+    /// has decided about that meanwhile.
+    fn grant_pause(&mut self, pass: u32) {
+        let Some(asked) = self.pause else { return };
+        let downtime = pause_limit(pass, asked);
+        if downtime == asked {
+            self.pause = None;
+        }
+        let tuning = MigrationTuning {
+            downtime: Some(downtime),
+            ..MigrationTuning::default()
+        };
+        let domain = self.departure.domain.clone();
+        actix::spawn(async move {
+            // It may have ended by now.
+            if let Err(problem) = qemu::tune(&domain, &tuning).await {
+                tracing::debug!(%problem, "QEMU takes no longer pause");
             }
         });
     }
@@ -259,6 +281,9 @@ impl Handler<Tune> for Outgoing {
             .field("postcopy")
             .remedy("begin it with --postcopy fallback, and switch while memory is sent");
             return Box::pin(std::future::ready(Err(problem)));
+        }
+        if tuning.downtime.is_some() {
+            self.pause = None;
         }
         let domain = self.departure.domain.clone();
         Box::pin(async move { qemu::tune(&domain, &tuning).await })

@@ -17,7 +17,7 @@ use godwit_node_logic::handoff::{
     HandoffRecord, Outcome, OutgoingRecord, OutgoingStage, Source, SourceEffect, SourceEvent,
     Terms, Timer,
 };
-use godwit_shared::model::{Epoch, MigrationId, MigrationPolicy, Problem, VmId, codes};
+use godwit_shared::model::{Epoch, MigrationId, MigrationPolicy, Millis, Problem, VmId, codes};
 use godwit_shared::wire::uplink::{Verdict, VerdictQuery};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -93,6 +93,8 @@ pub(super) struct Outgoing {
     asking: Asking,
     /// How it will go is sampled, or was.
     foretelling: bool,
+    /// The pause that was asked for, while QEMU gets it in parts.
+    pause: Option<Millis>,
 }
 
 /// The ways on which a source in doubt asks.
@@ -167,6 +169,7 @@ impl Outgoing {
             resolved: false,
             asking: Asking::default(),
             foretelling: false,
+            pause: None,
         }
     }
 
@@ -249,6 +252,7 @@ impl Outgoing {
             return;
         };
         let policy = policy.clone();
+        self.pause = Some(policy.downtime);
         self.over_channels(|domain, socket| async move {
             fault::reach("source.before_migrate").await;
             qemu::start_outgoing(&domain, &policy, &socket).await?;
@@ -305,7 +309,8 @@ impl Outgoing {
         });
     }
 
-    fn hurry_up(&self) {
+    fn hurry_up(&mut self) {
+        self.pause = None;
         let arguments = serde_json::json!({ "downtime-limit": qemu::LONGEST_DOWNTIME.0 });
         self.tell_qemu("migrate-set-parameters", arguments);
     }

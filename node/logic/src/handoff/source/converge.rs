@@ -4,8 +4,14 @@
 //! link takes less than the guest dirties, pass after pass leaves as much to
 //! send as the last one, and no waiting helps. That is a stall: [`PATIENCE`]
 //! passes in a row that left no less than [`PROGRESS`] percent of the best so far.
+//!
+//! QEMU stops the guest as soon as it believes that what is left fits into the
+//! pause that it may take. Given all of that from the beginning, it takes it: an
+//! idle guest stands still while the last hundred megabytes of the first pass are
+//! sent. So it is given a small part at first ([`pause_limit`]), and all of it only
+//! when two passes have shown that less will not do.
 
-use godwit_shared::model::Bytes;
+use godwit_shared::model::{Bytes, Millis};
 
 /// Passes without progress before it counts as a stall.
 const PATIENCE: u8 = 3;
@@ -40,9 +46,29 @@ impl Convergence {
     }
 }
 
+/// The pause that QEMU may take when pass `pass` has begun, of the one that was
+/// asked for (`downtime-limit`).
+pub fn pause_limit(pass: u32, asked: Millis) -> Millis {
+    let part = match pass {
+        0 | 1 => 12,
+        2 => 4,
+        _ => 1,
+    };
+    Millis(asked.0.div_ceil(part))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_pause_is_given_in_parts() {
+        let limits = (1..5).map(|pass| pause_limit(pass, Millis(300)).0);
+        assert_eq!(limits.collect::<Vec<_>>(), [25, 75, 300, 300]);
+        assert_eq!(pause_limit(1, Millis(1)), Millis(1));
+        assert_eq!(pause_limit(1, Millis(0)), Millis(0));
+        assert_eq!(pause_limit(3, Millis(u64::MAX)), Millis(u64::MAX));
+    }
 
     fn passes(remaining: &[u64]) -> Vec<bool> {
         let mut convergence = Convergence::default();

@@ -20,6 +20,7 @@ use super::Rejected;
 use super::record::OutgoingStage;
 use converge::Convergence;
 
+pub use converge::pause_limit;
 pub use event::{Outcome, QemuMigration, SourceEffect, SourceEvent, Timer};
 
 /// How long the target may take to check, reserve and start its QEMU.
