@@ -22,6 +22,7 @@
 //!   with the first datagram that its host answers with "port unreachable"
 //!   (`docs/adr/0005`), and nothing else from outside of TLS ends it.
 
+mod batch;
 mod clock;
 mod connection;
 mod disconnect;

@@ -6,9 +6,11 @@
 //!   pending on a socket fails the next `sendmsg` or `recvmsg` on it, whoever
 //!   that is for; here such a call is repeated, so a dead peer costs the
 //!   living ones no packet, and no error ends quinn's endpoint.
-//! * It sends a batch that is too large for one `sendmsg` in parts, so that
-//!   segmentation offload stays on with jumbo frames (10 segments of 8952
-//!   bytes are more than the 65,507 bytes that UDP takes).
+//! * It sends as many datagrams in one call as UDP takes ([`Batch`]): several of
+//!   quinn's transmits at once, or one that is too large (10 jumbo datagrams) in
+//!   parts; quinn is then offered as many as fit. What is held for the next
+//!   transmit is sent by a task of the socket at the latest when the connection's
+//!   own task has yielded.
 //! * It makes the kernel's buffers large.
 //!
 //! Readiness, and a trap: tokio takes `EPOLLERR` for "the write side is
@@ -24,8 +26,8 @@ use std::io::{self, ErrorKind, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use nix::libc;
@@ -38,13 +40,14 @@ use socket2::{Domain, Protocol, Socket as RawSocket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use super::batch::{self, Batch, MAX_BATCH};
 use super::peers::{Peers, PortUnreachable};
 
-/// Largest payload of one UDP datagram over IPv4, and so of one batch for
-/// segmentation offload.
-const MAX_BATCH: usize = 65_507;
+/// As many datagrams as quinn makes at once.
+const QUINNS_BATCH: usize = 10;
 /// How often a call is repeated that failed because of somebody else's ICMP
 /// error. Each repetition consumes one pending error.
 const RETRIES: usize = 4;
@@ -54,7 +57,7 @@ const QUOTE: usize = 64;
 /// A UDP socket as quinn uses it.
 pub(super) struct Socket {
     inner: Arc<Inner>,
-    errors: AbortHandle,
+    tasks: [AbortHandle; 2],
 }
 
 struct Inner {
@@ -62,6 +65,13 @@ struct Inner {
     state: UdpSocketState,
     peers: Arc<Peers>,
     handle: Handle,
+    /// What waits for the next transmit.
+    held: Mutex<Batch>,
+    /// Something is held.
+    holding: Notify,
+    /// How many datagrams quinn may make at once, by the length of those that
+    /// it made last.
+    allowed: AtomicUsize,
     /// Set when a send found the socket full, until it is writable again.
     full: AtomicBool,
     /// The registration for waiting until it is writable.
@@ -105,17 +115,25 @@ impl Socket {
             state,
             peers,
             handle: handle.clone(),
+            held: Mutex::default(),
+            holding: Notify::new(),
+            allowed: AtomicUsize::new(QUINNS_BATCH),
             full: AtomicBool::new(false),
             writable: Mutex::new(None),
         });
-        let errors = handle.spawn(read_errors(Arc::clone(&inner))).abort_handle();
-        Ok(Self { inner, errors })
+        let tasks = [
+            handle.spawn(read_errors(Arc::clone(&inner))).abort_handle(),
+            handle.spawn(send_held(Arc::clone(&inner))).abort_handle(),
+        ];
+        Ok(Self { inner, tasks })
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        self.errors.abort();
+        self.tasks.iter().for_each(AbortHandle::abort);
+        // A farewell may be held.
+        let _ = self.inner.release(&mut self.inner.lock_held());
     }
 }
 
@@ -157,6 +175,21 @@ async fn read_errors(socket: Arc<Inner>) {
     }
 }
 
+/// Sends what is held when no more came for it.
+async fn send_held(socket: Arc<Inner>) {
+    loop {
+        socket.holding.notified().await;
+        // The connection's own task, which has more to send, goes first.
+        tokio::task::yield_now().await;
+        while socket.release(&mut socket.lock_held()).is_err() {
+            if wait_writable(Arc::clone(&socket)).await.is_err() {
+                return;
+            }
+            socket.full.store(false, Ordering::Release);
+        }
+    }
+}
+
 impl Inner {
     /// Reads the error queue until it is empty.
     fn drain_errors(&self) {
@@ -183,8 +216,52 @@ impl Inner {
         }
     }
 
+    /// Takes a transmit, or refuses it because the socket is full.
     fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         self.peers.sending(transmit.destination, transmit.contents);
+        let mut held = self.lock_held();
+        if !held.takes(transmit) {
+            self.release(&mut held)?;
+        }
+        let goes_on = batch::goes_on(transmit, self.allow(transmit));
+        if held.is_empty() && !(goes_on && held.takes(transmit)) {
+            drop(held);
+            return self.send_now(transmit);
+        }
+        held.add(transmit);
+        if goes_on && !held.is_full(transmit) || self.release(&mut held).is_err() {
+            self.holding.notify_one();
+        }
+        Ok(())
+    }
+
+    /// How many datagrams quinn may have put into this transmit. From the next
+    /// one on they are as many as one call takes.
+    fn allow(&self, transmit: &Transmit<'_>) -> usize {
+        let allowed = self.allowed.load(Ordering::Relaxed);
+        if let Some(size) = transmit.segment_size {
+            let fit = (MAX_BATCH / size.max(1)).clamp(1, QUINNS_BATCH);
+            if fit != allowed {
+                self.allowed.store(fit, Ordering::Relaxed);
+            }
+        }
+        allowed
+    }
+
+    fn lock_held(&self) -> MutexGuard<'_, Batch> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends what is held; it stays when the socket is full.
+    fn release(&self, held: &mut Batch) -> io::Result<()> {
+        if let Some(transmit) = held.transmit() {
+            self.send_batch(&transmit)?;
+            held.clear();
+        }
+        Ok(())
+    }
+
+    fn send_now(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let batch = match transmit.segment_size {
             Some(size) if transmit.contents.len() > MAX_BATCH => MAX_BATCH / size * size,
             _ => return self.send_batch(transmit),
@@ -306,7 +383,8 @@ impl AsyncUdpSocket for Socket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.inner.state.max_gso_segments()
+        let allowed = self.inner.allowed.load(Ordering::Relaxed);
+        self.inner.state.max_gso_segments().min(allowed)
     }
 
     /// The endpoint announces the largest datagram that there is, and the

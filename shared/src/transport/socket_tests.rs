@@ -143,7 +143,35 @@ async fn a_batch_over_the_udp_limit_is_sent_in_parts() {
         assert_eq!(length, if number == 9 { SIZE - 100 } else { SIZE });
         assert!(buffer[..length].iter().all(|byte| *byte == number));
     }
-    assert_eq!(stage.socket.max_transmit_segments(), 64, "offload stays on");
+    let next = stage.socket.max_transmit_segments();
+    assert_eq!(next, 7, "offload stays on, and the next fits into one call");
+}
+
+#[tokio::test]
+async fn what_is_held_for_more_goes_out_without_it() {
+    const SIZE: usize = 1200;
+    let stage = Stage::new("127.0.0.1:0").unwrap();
+    let receiver = StdSocket::bind("127.0.0.1:0").unwrap();
+    receiver.set_nonblocking(true).unwrap();
+    let receiver = UdpSocket::from_std(receiver).unwrap();
+    let to = receiver.local_addr().unwrap();
+    // Whole ones are held until they fill a batch; 50 datagrams of 1200 bytes do.
+    for transmits in [1_usize, 3, 5, 7] {
+        for _ in 0..transmits {
+            stage.send(to, &[7; 10 * SIZE], Some(SIZE));
+        }
+        for _ in 0..10 * transmits {
+            let mut buffer = [0; 2 * SIZE];
+            let arrival = tokio::time::timeout(PATIENCE, receiver.recv(&mut buffer));
+            assert_eq!(arrival.await.unwrap().unwrap(), SIZE, "{transmits}");
+        }
+        assert!(stage.socket.inner.lock_held().is_empty());
+    }
+    // A short one takes what is held along at once.
+    stage.send(to, &[7; 10 * SIZE], Some(SIZE));
+    assert!(!stage.socket.inner.lock_held().is_empty());
+    stage.send(to, &[8; 30], None);
+    assert!(stage.socket.inner.lock_held().is_empty());
 }
 
 #[tokio::test]

@@ -211,6 +211,20 @@ impl ByteReceiver {
         }
     }
 
+    /// The next bytes in order, without copying them, in as many of `chunks` as
+    /// there are for now, at least one; how many, or `None` when the peer has
+    /// finished. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the peer abandoned the stream, or the connection has ended.
+    pub async fn read_chunks(
+        &mut self,
+        chunks: &mut [Bytes],
+    ) -> Result<Option<usize>, StreamError> {
+        let read = self.stream.read_chunks(chunks).await;
+        read.map_err(|error| self.link.read_error(error))
+    }
+
     /// Tells the peer to stop sending.
     pub fn stop(&mut self, code: CloseCode) {
         // It may have ended by itself.
