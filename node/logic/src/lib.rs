@@ -9,5 +9,6 @@ pub mod compat;
 pub mod domain;
 pub mod forecast;
 pub mod handoff;
+pub mod packing;
 pub mod qemu;
 pub mod qmp;

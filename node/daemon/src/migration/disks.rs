@@ -17,9 +17,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use super::carry::{CarryError, pump, receive};
 use super::manager::MigrationContext;
 use super::mirror;
-use super::relay::{CarryError, listen_at, pump, receive};
+use super::relay::listen_at;
 use crate::domain::DomainActor;
 use crate::images::NewImage;
 use crate::supervisor::messages::IncomingRequest;

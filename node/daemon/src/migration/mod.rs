@@ -18,12 +18,15 @@
 //! effects come in the order in which they happened. Effects that take time run
 //! beside the actor and put their result into that queue.
 
+mod buffers;
 mod calls;
+mod carry;
 mod disks;
 mod incoming;
 mod manager;
 mod mirror;
 mod outgoing;
+mod packing;
 mod peer;
 mod progress;
 mod qemu;

@@ -8,23 +8,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use godwit_shared::model::{Problem, codes};
-use godwit_shared::transport::{
-    ByteReceiver, ByteSender, CloseCode, Connection, Receiver, Sender, StreamError, StreamKind,
-};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use godwit_shared::transport::{Connection, Receiver, Sender, StreamKind};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::carry::{CarryError, receive, receive_memory, send, send_memory};
 use super::disks::Exports;
 use super::manager::MigrationContext;
-
-/// Read from QEMU at once. Large enough for the cost of a system call to
-/// vanish, small enough to stay in a core's cache.
-const CHUNK: usize = 256 * 1024;
+use super::packing::Choice;
 
 /// How long QEMU may take to connect its channels to a socket of this host.
 const CONNECTING: Duration = Duration::from_millis(30);
@@ -77,6 +70,7 @@ async fn serve_source(
         }
     };
     let mut carriers = JoinSet::new();
+    let choice = Choice::new();
     let mut channel: u16 = 0;
     loop {
         let accepted = tokio::select! {
@@ -87,9 +81,10 @@ async fn serve_source(
         let (connection, stop) = (connection.clone(), stop.clone());
         let opened = connection.open(StreamKind::Memory { channel }).await;
         channel = channel.wrapping_add(1);
+        let choice = choice.clone();
         carriers.spawn(async move {
             match opened {
-                Ok((sender, receiver)) => carry_out(socket, sender, receiver, stop).await,
+                Ok((sender, receiver)) => carry_out(socket, sender, receiver, choice, stop).await,
                 Err(error) => {
                     tracing::debug!(%error, "a migration channel could not be opened");
                     linger(&stop).await;
@@ -108,10 +103,11 @@ async fn carry_out(
     socket: UnixStream,
     sender: Sender,
     receiver: Receiver,
+    choice: Choice,
     stop: CancellationToken,
 ) {
     let (mut from_qemu, mut to_qemu) = socket.into_split();
-    let up = send(&mut from_qemu, sender.into_bytes());
+    let up = send_memory(&mut from_qemu, sender.into_bytes(), choice);
     let down = receive(receiver.into_bytes(), &mut to_qemu);
     let (up, down) = tokio::join!(up, down);
     let broken = [up.err(), down.err()].into_iter().flatten();
@@ -184,63 +180,11 @@ pub(super) async fn serve_target(
 async fn carry(socket: UnixStream, sender: Sender, receiver: Receiver) {
     let (mut from_qemu, mut to_qemu) = socket.into_split();
     let up = send(&mut from_qemu, sender.into_bytes());
-    let down = receive(receiver.into_bytes(), &mut to_qemu);
+    let down = receive_memory(receiver.into_bytes(), &mut to_qemu);
     let (up, down) = tokio::join!(up, down);
     for error in [up.err(), down.err()].into_iter().flatten() {
         tracing::debug!(%error, "a migration channel broke");
     }
-}
-
-/// Why a channel broke.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum CarryError {
-    #[error("QEMU's socket: {0}")]
-    Socket(#[from] std::io::Error),
-    #[error(transparent)]
-    Stream(#[from] StreamError),
-    #[error("{0}")]
-    Qemu(#[from] Problem),
-}
-
-async fn send(from: &mut OwnedReadHalf, mut to: ByteSender) -> Result<(), CarryError> {
-    pump(from, &mut to).await?;
-    Ok(to.finish()?)
-}
-
-/// Sends what QEMU writes until it closes; the stream stays open then.
-pub(super) async fn pump(from: &mut OwnedReadHalf, to: &mut ByteSender) -> Result<(), CarryError> {
-    let mut buffer = BytesMut::with_capacity(CHUNK);
-    loop {
-        buffer.reserve(CHUNK / 4);
-        let read = match from.read_buf(&mut buffer).await {
-            Ok(read) => read,
-            Err(error) => {
-                to.reset(CloseCode::NONE);
-                return Err(error.into());
-            }
-        };
-        if read == 0 {
-            return Ok(());
-        }
-        to.write_chunk(buffer.split().freeze()).await?;
-        if buffer.capacity() < CHUNK / 4 {
-            buffer = BytesMut::with_capacity(CHUNK);
-        }
-    }
-}
-
-pub(super) async fn receive(
-    mut from: ByteReceiver,
-    to: &mut OwnedWriteHalf,
-) -> Result<(), CarryError> {
-    while let Some(chunk) = from.read_chunk(CHUNK).await? {
-        if let Err(error) = to.write_all(&chunk).await {
-            from.stop(CloseCode::NONE);
-            return Err(error.into());
-        }
-    }
-    to.shutdown().await?;
-    Ok(())
 }
 
 pub(super) fn listen_at(socket: &Path) -> Result<std::os::unix::net::UnixListener, Problem> {
