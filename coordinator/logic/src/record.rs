@@ -142,6 +142,12 @@ pub struct MigrationRecord {
     /// It waits for a place, and its source was not asked yet.
     #[serde(default)]
     pub waiting: bool,
+    /// What it waits for, as last told.
+    #[serde(default)]
+    pub waits_for: Option<String>,
+    /// Placement chose the target, and may choose another as long as it waits.
+    #[serde(default)]
+    pub placed: bool,
     /// Its end was concluded without the word of its source, which may still come.
     #[serde(default)]
     pub assumed: bool,

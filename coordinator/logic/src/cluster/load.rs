@@ -77,7 +77,8 @@ impl Cluster {
             }
             observed.moving.insert(record.vm, record.id);
             if record.waiting {
-                observed.waiting.insert(record.id, String::new());
+                let reason = record.waits_for.clone().unwrap_or_default();
+                observed.waiting.insert(record.id, reason);
             }
             let known = Move {
                 progress: record.progress,

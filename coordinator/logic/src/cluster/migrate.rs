@@ -50,6 +50,8 @@ impl Cluster {
             figures: MigrationFigures::default(),
             failure: None,
             waiting: true,
+            waits_for: None,
+            placed: request.target.is_none(),
             assumed: false,
             resolution: None,
             task: None,
@@ -96,7 +98,7 @@ impl Cluster {
 
     /// Where to, and what placement has against it (only ever something for a
     /// node that was named).
-    fn choose_target(
+    pub(super) fn choose_target(
         &self,
         vm: VmId,
         source: &NodeId,

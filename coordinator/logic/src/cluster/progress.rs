@@ -114,6 +114,8 @@ impl Cluster {
             figures: MigrationFigures::default(),
             failure: None,
             waiting: false,
+            waits_for: None,
+            placed: false,
             assumed: false,
             resolution: None,
             task: None,

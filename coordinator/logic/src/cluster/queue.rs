@@ -16,6 +16,12 @@
 //!
 //! A place is given up at every end, and the queue is looked at after every
 //! step; there is no timer. What waits is in the store like everything else.
+//!
+//! # While it waits
+//!
+//! Its VM may power off: it fails at once then, not when its turn comes. Its
+//! target may fill up or go away: when its turn comes, a target that placement
+//! chose is chosen anew, one that the operator named makes it fail.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -150,43 +156,96 @@ impl Cluster {
                 self.observed.waiting.remove(&id);
                 continue;
             };
-            if !self.is_up(&record.source) {
-                let reason = format!("{} is not connected", record.source);
-                self.hold(turn, &record, reason);
-                continue;
-            }
-            if let Some(reason) = taken.full(&record, &self.settings.migrations) {
-                self.hold(turn, &record, reason);
-                taken.keep(&record);
-                continue;
-            }
-            match self.still_possible(&record) {
-                Ok(()) => {
-                    taken.take(&record);
-                    self.start_migration(turn, &record);
-                }
-                Err(problem) => self.fail_queued(turn, id, problem),
+            if let Err(problem) = self.advance(turn, &mut taken, record) {
+                self.fail_queued(turn, id, problem);
             }
         }
     }
 
-    /// What was so when it was asked for may have changed since.
-    fn still_possible(&self, record: &MigrationRecord) -> Result<(), Problem> {
-        let source = self.movable_from(record.vm)?;
-        if source != record.source {
-            return Err(Problem::new(
-                codes::STATE_CONFLICT,
-                format!("{} is on {source} by now", record.name),
-            )
-            .remedy("ask for the move again"));
+    /// Starts one if it has a place; why it never will.
+    fn advance(
+        &mut self,
+        turn: &mut Turn,
+        taken: &mut Taken,
+        mut record: MigrationRecord,
+    ) -> Result<(), Problem> {
+        if !self.is_up(&record.source) {
+            self.await_source(turn, &record);
+            return Ok(());
         }
+        let report = self.report(&record.source, record.vm);
+        if report.is_none_or(|report| !report.state.has_process()) {
+            self.still_there(&record)?;
+        }
+        if self.has_to_wait(turn, taken, &record) {
+            return Ok(());
+        }
+        self.still_there(&record)?;
+        if let Err(problem) = self.still_fits(&record) {
+            if !record.placed {
+                return Err(problem);
+            }
+            self.place_anew(turn, &mut record)?;
+            if self.has_to_wait(turn, taken, &record) {
+                return Ok(());
+            }
+        }
+        taken.take(&record);
+        self.start_migration(turn, &record);
+        Ok(())
+    }
+
+    /// Whether there is no place for it yet; the next one is kept then.
+    fn has_to_wait(
+        &mut self,
+        turn: &mut Turn,
+        taken: &mut Taken,
+        record: &MigrationRecord,
+    ) -> bool {
+        let Some(reason) = taken.full(record, &self.settings.migrations) else {
+            return false;
+        };
+        self.hold(turn, record, reason);
+        taken.keep(record);
+        true
+    }
+
+    /// Its VM runs, where it did when the move was asked for.
+    fn still_there(&self, record: &MigrationRecord) -> Result<(), Problem> {
+        let source = self.movable_from(record.vm)?;
+        if source == record.source {
+            return Ok(());
+        }
+        let text = format!("{} is on {source} by now", record.name);
+        Err(Problem::new(codes::STATE_CONFLICT, text).remedy("ask for the move again"))
+    }
+
+    /// Another target for one whose own does not take it any more.
+    fn place_anew(&mut self, turn: &mut Turn, record: &mut MigrationRecord) -> Result<(), Problem> {
+        let (target, _) = self.choose_target(record.vm, &record.source, None)?;
+        let before = std::mem::replace(&mut record.target, target.clone());
+        let (name, about) = (&record.name, super::progress::about(record));
+        let message = format!("{name} is to move to {target}: it no longer fits on {before}");
+        if let Some(task) = record.task.and_then(|id| self.records.tasks.get_mut(&id)) {
+            task.node = Some(target);
+            turn.touch(Key::Task(task.id));
+            turn.task_changed(task.id);
+        }
+        self.records.migrations.insert(record.id, record.clone());
+        turn.touch(Key::Migration(record.id));
+        self.note(turn, "migration.target", about, message);
+        Ok(())
+    }
+
+    /// What was so when it was asked for may have changed since.
+    fn still_fits(&self, record: &MigrationRecord) -> Result<(), Problem> {
         let vm = self.vm_record(record.vm)?;
         let wish = Request {
             spec: &vm.spec,
             machine: self.machine_in_use(vm),
             accelerator: self.accelerator_in_use(vm),
             only: Some(&record.target),
-            exclude: Some(&source),
+            exclude: Some(&record.source),
         };
         let view = self.rate(&wish, Some(record.vm));
         let verdict = view.nodes.into_iter().find(|v| v.node == record.target);
@@ -204,7 +263,7 @@ impl Cluster {
         let id = record.id;
         self.observed.waiting.remove(&id);
         if let Some(record) = self.records.migrations.get_mut(&id) {
-            record.waiting = false;
+            (record.waiting, record.waits_for) = (false, None);
             turn.touch(Key::Migration(id));
         }
         if let Some(task) = record.task {
@@ -223,27 +282,42 @@ impl Cluster {
         }
     }
 
-    /// It goes on waiting; the first reason is told.
+    /// It goes on waiting. A reason that was not told before is told, also
+    /// before a restart of the coordinator.
     fn hold(&mut self, turn: &mut Turn, record: &MigrationRecord, reason: String) {
-        let Some(known) = self.observed.waiting.get_mut(&record.id) else {
+        self.show_reason(turn, record, &reason);
+        let Some(kept) = self.records.migrations.get_mut(&record.id) else {
             return;
         };
-        if *known == reason {
+        if kept.waits_for.as_ref() == Some(&reason) {
             return;
         }
-        let first = known.is_empty();
         let message = format!("the move of {} waits: {reason}", record.name);
-        *known = reason;
-        if let Some(task) = record.task {
-            turn.task_changed(task);
-        }
-        if first {
-            self.note(
-                turn,
-                "migration.queued",
-                super::progress::about(record),
-                message,
-            );
+        let first = kept.waits_for.replace(reason).is_none();
+        let kind = if first {
+            "migration.queued"
+        } else {
+            "migration.waits"
+        };
+        turn.touch(Key::Migration(record.id));
+        self.note(turn, kind, super::progress::about(record), message);
+    }
+
+    /// The nodes' own events tell who is away.
+    fn await_source(&mut self, turn: &mut Turn, record: &MigrationRecord) {
+        let reason = format!("{} is not connected", record.source);
+        self.show_reason(turn, record, &reason);
+    }
+
+    fn show_reason(&mut self, turn: &mut Turn, record: &MigrationRecord, reason: &str) {
+        let Some(shown) = self.observed.waiting.get_mut(&record.id) else {
+            return;
+        };
+        if shown != reason {
+            reason.clone_into(shown);
+            if let Some(task) = record.task {
+                turn.task_changed(task);
+            }
         }
     }
 

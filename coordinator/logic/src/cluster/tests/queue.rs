@@ -209,6 +209,118 @@ fn a_source_that_is_away_is_kept_no_place() {
     assert_eq!(queue.reason, "node-3 is not connected");
 }
 
+/// The events of that kind that are kept.
+fn told(bench: &Bench, kind: &str) -> Vec<String> {
+    let events = bench.events.iter().filter(|event| event.kind == kind);
+    events.map(|event| event.message.clone()).collect()
+}
+
+/// The guest powers off.
+fn powers_off(bench: &mut Bench, vm: VmId, on: &str) {
+    let view = bench.vm(vm);
+    let off = report(&view, DomainState::Stopped, view.epoch.0);
+    bench.say(on, NodeMessage::Domain(off));
+}
+
+#[test]
+fn a_guest_that_powers_off_leaves_the_queue_at_once() {
+    let mut bench = narrow();
+    let (a, b) = (bench.running("a", "node-1"), bench.running("b", "node-1"));
+    ask(&mut bench, a, "node-2", 50);
+    let waiting = ask(&mut bench, b, "node-2", 50);
+    assert!(bench.cluster.migration(waiting).unwrap().queue.is_some());
+    powers_off(&mut bench, b, "node-1");
+    let view = bench.cluster.migration(waiting).unwrap();
+    assert_eq!(view.phase, MigrationPhase::Failed, "before its turn");
+    let failure = view.failure.unwrap();
+    assert_eq!(failure.phase, MigrationPhase::Queued);
+    assert_eq!(failure.problem.code, codes::STATE_CONFLICT);
+}
+
+/// A node says hello, with its running guests and a move under way.
+fn come_back(bench: &mut Bench, name: &str, vms: &[VmId], moves: MigrationId) {
+    let running = vms.iter().map(|vm| {
+        let view = bench.vm(*vm);
+        report(&view, DomainState::Running, view.epoch.0)
+    });
+    let hello = NodeHello {
+        facts: Document::of(&facts(64_000)).unwrap(),
+        domains: running.collect(),
+        migrations: vec![bench.moving(moves, MigrationPhase::Precopy, 1)],
+    };
+    bench.hello(name, 1, hello).unwrap();
+}
+
+#[test]
+fn a_reason_is_told_once_also_over_a_restart_and_so_is_another() {
+    let mut bench = narrow();
+    let vms = ["a", "b"].map(|name| bench.running(name, "node-1"));
+    let other = bench.running("c", "node-3");
+    let first = ask(&mut bench, vms[0], "node-2", 50);
+    let beside = ask(&mut bench, other, "node-4", 50);
+    let waiting = ask(&mut bench, vms[1], "node-3", 50);
+    let reason = "the move of b waits: node-1 carries its most: 1";
+    assert_eq!(told(&bench, "migration.queued"), [reason]);
+    bench.restart();
+    come_back(&mut bench, "node-1", &vms, first);
+    come_back(&mut bench, "node-3", &[other], beside);
+    let view = bench.cluster.migration(waiting).unwrap();
+    assert_eq!(view.queue.unwrap().reason, "node-1 carries its most: 1");
+    assert_eq!(told(&bench, "migration.queued"), [reason], "not again");
+    ends(&mut bench, first, MigrationPhase::Failed);
+    let view = bench.cluster.migration(waiting).unwrap();
+    assert_eq!(view.queue.unwrap().reason, "node-3 carries its most: 1");
+    assert_eq!(told(&bench, "migration.queued"), [reason]);
+    assert_eq!(
+        told(&bench, "migration.waits"),
+        ["the move of b waits: node-3 carries its most: 1"]
+    );
+}
+
+#[test]
+fn a_target_that_placement_chose_is_chosen_anew() {
+    let mut bench = narrow();
+    let (a, b) = (bench.running("a", "node-1"), bench.running("b", "node-1"));
+    let first = ask(&mut bench, a, "node-2", 50);
+    let (placed, _) = bench.migrate(b, None).unwrap();
+    let chosen = bench.cluster.migration(placed).unwrap().target;
+    bench
+        .step(Input::Cordon {
+            node: chosen.clone(),
+            cordoned: true,
+        })
+        .unwrap();
+    begun(&mut bench);
+    ends(&mut bench, first, MigrationPhase::Failed);
+    assert_eq!(begun(&mut bench), [placed]);
+    let view = bench.cluster.migration(placed).unwrap();
+    assert_ne!(view.target, chosen);
+    assert_eq!(
+        bench.task(view.task.unwrap()).node,
+        Some(view.target.clone())
+    );
+    assert_eq!(told(&bench, "migration.target").len(), 1);
+}
+
+#[test]
+fn a_target_that_was_named_is_not_replaced() {
+    let mut bench = narrow();
+    let (a, b) = (bench.running("a", "node-1"), bench.running("b", "node-1"));
+    let first = ask(&mut bench, a, "node-2", 50);
+    let named = ask(&mut bench, b, "node-3", 50);
+    let cordon = Input::Cordon {
+        node: node("node-3"),
+        cordoned: true,
+    };
+    bench.step(cordon).unwrap();
+    ends(&mut bench, first, MigrationPhase::Failed);
+    let view = bench.cluster.migration(named).unwrap();
+    assert_eq!(
+        (view.phase, view.target),
+        (MigrationPhase::Failed, node("node-3"))
+    );
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
