@@ -327,7 +327,10 @@ async fn a_target_without_memory_refuses() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_source_daemon_strands_nothing() {
     let mut scene = scene(ClusterOptions::nodes(2)).await;
-    for moment in Moment::ALL {
+    // Not while QEMU connects: 10.0 cannot move a guest any more whose channels
+    // break in those milliseconds (docs/migration.md), and nobody is left here
+    // who could hold them open.
+    for moment in [Moment::Start, Moment::Middle, Moment::Switchover] {
         let met = scene.meet("web", 1, moment).await.unwrap();
         scene.cluster.nodes[0].kill();
         let id = scene.id("web").unwrap();

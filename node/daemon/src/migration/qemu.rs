@@ -56,8 +56,22 @@ pub(super) async fn start_outgoing(
     let capabilities = capabilities(policy, &[("pause-before-switchover", true)]);
     execute(domain, "migrate-set-capabilities", capabilities).await?;
     execute(domain, "migrate-set-parameters", source_parameters(policy)).await?;
-    execute(domain, "migrate", json!({ "uri": uri(socket) })).await?;
-    Ok(())
+    let told = execute(domain, "migrate", json!({ "uri": uri(socket) })).await;
+    told.map(drop).map_err(stuck)
+}
+
+/// QEMU 10.0 forgets to free its yank instance when its channels break in the
+/// few milliseconds in which it connects them, as when this daemon is killed
+/// then; it refuses every later migration of the guest.
+fn stuck(problem: Problem) -> Problem {
+    if !problem.message.contains("duplicate yank instance") {
+        return problem;
+    }
+    let text =
+        "the guest's QEMU cannot send it any more: an earlier migration broke while it connected";
+    Problem::new(codes::MIGRATION_BLOCKED, text)
+        .remedy("stop and start the VM, or upgrade QEMU and then stop and start it")
+        .and(vec![problem])
 }
 
 /// Makes a QEMU that was started with `-incoming defer` listen at `socket`.

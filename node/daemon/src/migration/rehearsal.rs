@@ -36,6 +36,9 @@ const PEEK: Duration = Duration::from_millis(200);
 /// How long QEMU samples, before a dry run's answer and beside a move's start.
 const SAMPLE_MS: u64 = 1000;
 const SHORT_SAMPLE_MS: u64 = 150;
+/// How much later than it should a sample may be done.
+const LATE_SAMPLE: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// What its answer takes beyond that.
 const SAMPLE_DUE_MS: u64 = 100;
 /// Pages looked at for each GiB (`sample-pages`): the most that QEMU takes, since
@@ -220,8 +223,16 @@ async fn dirty_rate(domain: &Addr<DomainActor>, runs: bool, millis: u64) -> Opti
         }
     }
     tokio::time::sleep(Duration::from_millis(due)).await;
-    let answer = qemu::execute(domain, "query-dirty-rate", Value::Null).await;
-    measured(&answer.ok()?)
+    let patience = Instant::now() + LATE_SAMPLE;
+    loop {
+        // No event tells of it, and a busy host is late.
+        let answer = qemu::execute(domain, "query-dirty-rate", Value::Null).await;
+        let answer = answer.ok()?;
+        if answer.get("status")?.as_str()? != "measuring" || Instant::now() > patience {
+            return measured(&answer);
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// Reads `query-dirty-rate`, which counts in MiB a second.
