@@ -333,8 +333,9 @@ impl Domain {
         let reason = self.exit_reason(detail, last_words, rebooted);
         // Received, owned and ended: it is an ordinary domain that is off. Where
         // the migration's record is still to be gone by, its manager says so, or
-        // has it thrown away.
-        let decided = rebooted || !self.hands_off;
+        // has it thrown away; it has said so where it had the CPUs run.
+        let activates = self.pending_request() == Some(Request::Activate);
+        let decided = rebooted || activates || !self.hands_off;
         if self.owner && decided && matches!(self.role, Role::Incoming { .. }) {
             self.role = Role::Free;
         }

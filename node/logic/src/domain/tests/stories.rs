@@ -569,6 +569,28 @@ fn an_activation_that_failed_leaves_nothing_to_keep() {
     discards(world);
 }
 
+/// A daemon that came back has the CPUs run, and QEMU ends before it was heard:
+/// the guest may have run here, so it is nothing to throw away.
+#[test]
+fn an_activation_whose_qemu_ends_may_have_run_after_a_restart_too() {
+    let granted = incoming(IncomingStage::Granted {
+        run: true,
+        early: false,
+    });
+    let found = Domain::restored(received().journal, Some(&granted), true, true);
+    let mut world = World::with(found);
+    world.feed(Event::Ready).unwrap();
+    world.settle();
+    world.hangs = true;
+    let (epoch, run) = (Epoch(2), true);
+    world.feed(Event::Activate { epoch, run }).unwrap();
+    world.dies();
+    world.settle();
+    assert!(world.answers[0].1.is_err());
+    assert!(world.journal.owner && world.journal.incoming.is_none());
+    assert!(world.feed(Event::Discard).is_err());
+}
+
 /// A daemon that comes back between the journal and the CPUs cannot know
 /// whether they ran: refused once more, they are tried again, and then shown.
 #[test]
