@@ -102,9 +102,11 @@ impl Source {
     }
 
     /// The target holds the right: there is no way back that is needed any more.
+    /// A word that took so long that it was asked for meanwhile is as good.
     pub(super) fn on_taken(&mut self, epoch: Epoch, effects: Effects<'_>) {
         let ours = self.granted_early && epoch == self.granted_epoch();
-        if ours && self.state == State::Handoff {
+        let waits = matches!(self.state, State::Handoff | State::InDoubt) && !self.link_lost;
+        if ours && waits {
             effects.push(SourceEffect::ContinueMigration);
         }
     }

@@ -199,3 +199,33 @@ fn a_target_takes_an_early_grant_and_waits() {
     let expected = [TargetEffect::Recover, TargetEffect::AwaitSource];
     assert!(expected.iter().all(|effect| effects.contains(effect)));
 }
+
+/// A source that has granted early and waits for the target's word.
+fn granted_early(effects: &mut Vec<SourceEffect>) -> Source {
+    let mut source = sending(Postcopy::Always, effects);
+    let granted = [
+        pass(2),
+        SourceEvent::StoppedForPostcopy,
+        SourceEvent::Qemu(QemuMigration::PreSwitchover),
+        SourceEvent::Journaled(OutgoingStage::GrantedEarly),
+    ];
+    effects.extend(steps(&mut source, granted));
+    source
+}
+
+/// A target whose disk is slow takes the grant after its source has begun to
+/// ask. It was taken all the same, and waits for the device state.
+#[test]
+fn a_late_word_that_the_grant_was_taken_is_as_good() {
+    let source = granted_early(&mut Vec::new());
+    let doubts = SourceEvent::Timeout(Timer::Activate);
+    let taken = || SourceEvent::Taken(EPOCH.next());
+    let continues = steps(&mut source.clone(), [doubts.clone(), taken()]);
+    assert!(continues.contains(&SourceEffect::ContinueMigration));
+    // Over a path that is gone the device state would not arrive.
+    let lost = steps(
+        &mut source.clone(),
+        [SourceEvent::LinkLost(lost()), taken()],
+    );
+    assert!(!lost.contains(&SourceEffect::ContinueMigration));
+}
