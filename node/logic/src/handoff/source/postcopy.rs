@@ -151,8 +151,10 @@ impl Source {
         effects.push(SourceEffect::Arm(Timer::Reconnect, RECONNECT_EVERY));
     }
 
+    /// Whatever an event of QEMU's that came late made of it: this is the answer
+    /// to our own request.
     pub(super) fn on_resume_ready(&mut self, effects: Effects<'_>) {
-        if self.state == (State::Pulling { connected: false }) {
+        if let State::Pulling { .. } = self.state {
             effects.push(SourceEffect::ResumeMigration);
         }
     }

@@ -229,3 +229,18 @@ fn a_late_word_that_the_grant_was_taken_is_as_good() {
     );
     assert!(!lost.contains(&SourceEffect::ContinueMigration));
 }
+
+/// An event of QEMU's from before the connection was lost is read when the new
+/// one stands already: the answer to it counts all the same.
+#[test]
+fn an_old_event_does_not_stop_a_recovery() {
+    let mut source = granted_early(&mut Vec::new());
+    let recovers = [
+        SourceEvent::Taken(EPOCH.next()),
+        SourceEvent::Activated(EPOCH.next()),
+        SourceEvent::LinkLost(lost()),
+        SourceEvent::Qemu(QemuMigration::PostcopyActive),
+        SourceEvent::ResumeReady,
+    ];
+    assert!(steps(&mut source, recovers).contains(&SourceEffect::ResumeMigration));
+}
