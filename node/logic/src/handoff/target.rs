@@ -152,6 +152,8 @@ pub struct Target {
     written: bool,
     /// The source has said its last word.
     source_done: bool,
+    /// Why QEMU ended, if it did.
+    gone: Option<Problem>,
     asked: bool,
 }
 
@@ -175,6 +177,7 @@ impl Target {
             complete: false,
             written: false,
             source_done: false,
+            gone: None,
             asked: false,
         }
     }
@@ -196,6 +199,7 @@ impl Target {
             complete: false,
             written: false,
             source_done: false,
+            gone: None,
             asked: false,
         };
         match stage {
@@ -426,6 +430,20 @@ impl Target {
         }));
         if self.complete {
             effects.push(TargetEffect::AwaitSource);
+        } else {
+            self.tell_if_lost(effects);
+        }
+    }
+
+    /// In post-copy the rest is on the source, and of no use there any more when
+    /// the QEMU that needs it is gone.
+    fn tell_if_lost(&self, effects: Effects<'_>) {
+        if let Some(reason) = &self.gone {
+            effects.push(TargetEffect::Send(TargetMessage::Failed {
+                migration: self.migration,
+                reason: reason.clone(),
+            }));
+            effects.push(TargetEffect::AwaitSource);
         }
     }
 
@@ -444,16 +462,10 @@ impl Target {
     /// Before the CPUs could have run it is as good as a failed load. While they
     /// are being started the answer of `Activate` decides.
     fn on_qemu_gone(&mut self, problem: Problem, effects: Effects<'_>) {
+        self.gone = Some(problem.clone());
         match self.state {
             State::Granting { .. } | State::Waiting { .. } => self.discard(problem, true, effects),
-            // In post-copy: the rest is on the source, and of no use there.
-            State::Running if !self.complete => {
-                effects.push(TargetEffect::Send(TargetMessage::Failed {
-                    migration: self.migration,
-                    reason: problem,
-                }));
-                effects.push(TargetEffect::AwaitSource);
-            }
+            State::Running if !self.complete => self.tell_if_lost(effects),
             _ => self.on_trouble(problem, effects),
         }
     }
@@ -479,13 +491,15 @@ impl Target {
         if self.state != State::Running {
             return Err(self.rejected("resume"));
         }
-        effects.push(if self.complete {
-            TargetEffect::Send(TargetMessage::Complete {
+        if self.complete {
+            effects.push(TargetEffect::Send(TargetMessage::Complete {
                 migration: self.migration,
-            })
+            }));
+        } else if self.gone.is_some() {
+            self.tell_if_lost(effects);
         } else {
-            TargetEffect::Recover
-        });
+            effects.push(TargetEffect::Recover);
+        }
         Ok(())
     }
 

@@ -244,3 +244,43 @@ fn an_old_event_does_not_stop_a_recovery() {
     ];
     assert!(steps(&mut source, recovers).contains(&SourceEffect::ResumeMigration));
 }
+
+fn told(target: &mut Target, events: impl IntoIterator<Item = TargetEvent>) -> Vec<TargetEffect> {
+    let mut effects = Vec::new();
+    for event in events {
+        target.step(event, &mut effects).unwrap();
+    }
+    effects
+}
+
+/// A target whose daemon came back with the grant of a post-copy in its journal.
+fn recovered() -> Target {
+    let (run, early) = (true, true);
+    let stage = IncomingStage::Granted { run, early };
+    Target::recover(ID, EPOCH.next(), stage, &mut Vec::new())
+}
+
+fn lost_guest() -> TargetEffect {
+    TargetEffect::Send(TargetMessage::Failed {
+        migration: ID,
+        reason: lost(),
+    })
+}
+
+/// QEMU ends while its CPUs are started: they may have run, so the source hears
+/// that they did, and that the rest of the memory is of no use any more.
+#[test]
+fn a_post_copy_whose_qemu_ends_while_it_is_activated_is_told_to_be_lost() {
+    let mut target = recovered();
+    let ended = [
+        TargetEvent::Listening,
+        TargetEvent::QemuGone(lost()),
+        TargetEvent::ActivateUnclear(lost()),
+    ];
+    assert!(told(&mut target, ended).contains(&lost_guest()));
+    // Also the source that comes back later.
+    assert_eq!(
+        told(&mut target, [TargetEvent::Resume]),
+        [lost_guest(), TargetEffect::AwaitSource]
+    );
+}
