@@ -154,6 +154,8 @@ pub struct Target {
     source_done: bool,
     /// Why QEMU ended, if it did.
     gone: Option<Problem>,
+    /// A daemon before this one may have run the CPUs.
+    recovered: bool,
     asked: bool,
 }
 
@@ -178,6 +180,7 @@ impl Target {
             written: false,
             source_done: false,
             gone: None,
+            recovered: false,
             asked: false,
         }
     }
@@ -200,6 +203,7 @@ impl Target {
             written: false,
             source_done: false,
             gone: None,
+            recovered: false,
             asked: false,
         };
         match stage {
@@ -214,6 +218,7 @@ impl Target {
             }
             IncomingStage::Granted { run, early: true } => {
                 target.state = State::Waiting { run };
+                target.recovered = true;
                 effects.push(TargetEffect::Look);
             }
             IncomingStage::Running { complete } => {
@@ -464,7 +469,8 @@ impl Target {
     fn on_qemu_gone(&mut self, problem: Problem, effects: Effects<'_>) {
         self.gone = Some(problem.clone());
         match self.state {
-            State::Granting { .. } | State::Waiting { .. } => self.discard(problem, true, effects),
+            State::Granting { .. } => self.discard(problem, true, effects),
+            State::Waiting { run } => self.give_back(run, problem, effects),
             State::Running if !self.complete => self.tell_if_lost(effects),
             _ => self.on_trouble(problem, effects),
         }
@@ -474,10 +480,21 @@ impl Target {
     /// the source to come back, which is not a failure.
     fn on_load_failed(&mut self, problem: Problem, effects: Effects<'_>) {
         match self.state {
-            State::Granting { early: true, .. } | State::Waiting { .. } => {
-                self.discard(problem, true, effects);
-            }
+            State::Granting { early: true, .. } => self.discard(problem, true, effects),
+            // Its end follows, and only then the domain knows what it has run.
+            State::Waiting { .. } if self.recovered => {}
+            State::Waiting { run } => self.give_back(run, problem, effects),
             _ => self.on_trouble(problem, effects),
+        }
+    }
+
+    /// The device state will not come. After a restart it may have come, and the
+    /// CPUs may have run: the domain knows, and says so when it is to run them.
+    fn give_back(&mut self, run: bool, problem: Problem, effects: Effects<'_>) {
+        if self.recovered {
+            self.activate(run, effects);
+        } else {
+            self.discard(problem, true, effects);
         }
     }
 

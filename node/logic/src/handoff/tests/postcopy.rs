@@ -284,3 +284,22 @@ fn a_post_copy_whose_qemu_ends_while_it_is_activated_is_told_to_be_lost() {
         [lost_guest(), TargetEffect::AwaitSource]
     );
 }
+
+/// The daemon before may have run the CPUs: only the domain knows, and only when
+/// it has seen QEMU's end. A refusal would let the source run them once more.
+#[test]
+fn a_recovered_target_refuses_nothing_that_may_have_run() {
+    let mut target = recovered();
+    assert_eq!(told(&mut target, [TargetEvent::LoadFailed(lost())]), []);
+    let activate = TargetEffect::Activate {
+        epoch: EPOCH.next(),
+        run: true,
+    };
+    assert_eq!(
+        told(&mut target, [TargetEvent::QemuGone(lost())]),
+        [activate]
+    );
+    let refused = TargetEffect::Discard(TombstoneVerdict::Refused);
+    let never_ran = TargetEvent::ActivateFailed(lost());
+    assert_eq!(told(&mut target, [never_ran]), [refused]);
+}
