@@ -156,6 +156,9 @@ pub struct Target {
     gone: Option<Problem>,
     /// A daemon before this one may have run the CPUs.
     recovered: bool,
+    /// The source of a post-copy has come back before this daemon knew whether
+    /// the CPUs run.
+    resumes: bool,
     asked: bool,
 }
 
@@ -181,6 +184,7 @@ impl Target {
             source_done: false,
             gone: None,
             recovered: false,
+            resumes: false,
             asked: false,
         }
     }
@@ -204,6 +208,7 @@ impl Target {
             source_done: false,
             gone: None,
             recovered: false,
+            resumes: false,
             asked: false,
         };
         match stage {
@@ -433,10 +438,13 @@ impl Target {
         effects.push(TargetEffect::Journal(IncomingStage::Running {
             complete: self.complete,
         }));
+        if std::mem::take(&mut self.resumes) {
+            self.go_on(effects);
+        } else if !self.complete {
+            self.tell_if_lost(effects);
+        }
         if self.complete {
             effects.push(TargetEffect::AwaitSource);
-        } else {
-            self.tell_if_lost(effects);
         }
     }
 
@@ -501,13 +509,22 @@ impl Target {
     /// After the grant was taken, QEMU's own state says what the loss means: it
     /// has the device state already, or it ends because it never gets it.
     fn on_link_lost(&mut self, problem: Problem, effects: Effects<'_>) {
+        self.resumes = false;
         self.on_trouble(problem, effects);
     }
 
     fn on_resume(&mut self, effects: Effects<'_>) -> Result<(), Rejected> {
-        if self.state != State::Running {
-            return Err(self.rejected("resume"));
+        match self.state {
+            State::Running => self.go_on(effects),
+            State::Waiting { .. } | State::Activating => self.resumes = true,
+            _ => return Err(self.rejected("resume")),
         }
+        Ok(())
+    }
+
+    /// The source is there with the rest of the memory, where that is still
+    /// needed.
+    fn go_on(&mut self, effects: Effects<'_>) {
         if self.complete {
             effects.push(TargetEffect::Send(TargetMessage::Complete {
                 migration: self.migration,
@@ -517,7 +534,6 @@ impl Target {
         } else {
             effects.push(TargetEffect::Recover);
         }
-        Ok(())
     }
 
     fn on_recovered(&mut self, effects: Effects<'_>) {

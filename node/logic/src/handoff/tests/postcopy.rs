@@ -303,3 +303,16 @@ fn a_recovered_target_refuses_nothing_that_may_have_run() {
     let never_ran = TargetEvent::ActivateFailed(lost());
     assert_eq!(told(&mut target, [never_ran]), [refused]);
 }
+
+/// The source is back before the daemon that came back has looked at its QEMU.
+#[test]
+fn a_source_that_comes_back_too_early_is_not_forgotten() {
+    let mut target = recovered();
+    let early = [TargetEvent::Resume, TargetEvent::Listening];
+    assert!(!told(&mut target, early).contains(&TargetEffect::Recover));
+    let runs = told(&mut target.clone(), [TargetEvent::Activated]);
+    assert!(runs.contains(&TargetEffect::Recover));
+    // It is gone again, and will come anew.
+    let lost = [TargetEvent::LinkLost(lost()), TargetEvent::Activated];
+    assert!(!told(&mut target, lost).contains(&TargetEffect::Recover));
+}
