@@ -10,7 +10,7 @@ use godwit_shared::model::{ExitReason, MigrationId, Problem, VmId, codes};
 use super::qemu::actor_gone;
 use super::tombstones::Tombstones;
 use crate::domain::DomainActor;
-use crate::domain::messages::{DomainSignal, RecordHandoff, Subscribe};
+use crate::domain::messages::{Describe, DomainSignal, RecordHandoff, Subscribe};
 
 /// How long to wait before what could not be written is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -29,6 +29,16 @@ pub(super) async fn record_handoff(
     };
     let sent = domain.send(message).await;
     sent.unwrap_or_else(|_| Err(actor_gone()))
+}
+
+/// That the domain has no QEMU, and whoever follows it since has not heard of
+/// its end: it came before, also before this daemon.
+pub(super) async fn ended_before(domain: &Addr<DomainActor>) -> Option<Problem> {
+    let report = domain.send(Describe).await.ok()?;
+    (!report.state.has_process()).then(|| {
+        Problem::new(codes::QEMU_GONE, "the domain's QEMU had ended before")
+            .remedy("look at the VM's exit reason and its QEMU log")
+    })
 }
 
 /// Hands on the domain's signals from now on, until `forward` says no more;

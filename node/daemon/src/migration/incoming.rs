@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use super::calls::{ended, follow, record_handoff, write_granted};
+use super::calls::{ended, ended_before, follow, record_handoff, write_granted};
 use super::manager::{Ended, MigrationContext};
 use super::outgoing::PROBE;
 use super::peer::{self, Closer};
@@ -693,12 +693,17 @@ impl Actor for Incoming {
             return self.perform(effects, ctx);
         };
         let inputs = self.inputs.clone();
-        let following = follow(domain, move |signal| {
-            inputs.send(Input::Signal(signal)).is_ok()
-        });
+        let following = async move {
+            let forward = move |signal| inputs.send(Input::Signal(signal)).is_ok();
+            follow(domain.clone(), forward).await;
+            ended_before(&domain).await
+        };
         let following = following.into_actor(self);
-        ctx.wait(following.map(move |(), actor, ctx| {
+        ctx.wait(following.map(move |ended, actor, ctx| {
             actor.perform(effects, ctx);
+            if let Some(problem) = ended {
+                actor.step(TargetEvent::QemuGone(problem), ctx);
+            }
             if actor.record.stage == (IncomingStage::Running { complete: true }) {
                 actor.step(TargetEvent::SourceDone, ctx);
             }

@@ -22,7 +22,7 @@ use godwit_shared::wire::uplink::{Verdict, VerdictQuery};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use super::calls::{follow, record_handoff};
+use super::calls::{ended_before, follow, record_handoff};
 use super::manager::{Ended, MigrationContext};
 use super::progress::Progress;
 use super::{mirror, peer, qemu, relay};
@@ -506,13 +506,18 @@ impl Actor for Outgoing {
         }
         let (domain, inputs) = (self.departure.domain.clone(), self.inputs.clone());
         // Subscribed before anything is asked of QEMU, so no event is missed.
-        let following = follow(domain, move |signal| {
-            inputs.send(Input::Signal(signal)).is_ok()
-        });
-        ctx.wait(following.into_actor(self).map(|(), actor, ctx| {
+        let following = async move {
+            let forward = move |signal| inputs.send(Input::Signal(signal)).is_ok();
+            follow(domain.clone(), forward).await;
+            ended_before(&domain).await
+        };
+        ctx.wait(following.into_actor(self).map(|ended, actor, ctx| {
             let effects = std::mem::take(&mut actor.first_effects);
             actor.perform(effects, ctx);
             actor.connect();
+            if let Some(problem) = ended {
+                actor.step(SourceEvent::QemuGone(problem), ctx);
+            }
         }));
         ctx.run_interval(SAMPLE, |actor, _| {
             actor.sample_if_watched();
