@@ -685,19 +685,30 @@ impl Handler<Reunite> for MigrationManager {
             });
             return;
         }
-        // One that is over here was complete, or never had the right.
-        let said = self.context.tombstones.read(migration);
-        let granted = matches!(said, Ok(Some(stone)) if stone.verdict == TombstoneVerdict::Granted);
+        let said = self.context.tombstones.read(migration).ok().flatten();
+        let answer = said.map(|stone| no_longer_here(migration, stone.verdict));
         actix::spawn(async move {
-            if granted {
-                let complete = TargetMessage::Complete { migration };
-                let _ = reunion.sender.into_messages().send(&complete).await;
+            if let Some(answer) = answer {
+                let _ = reunion.sender.into_messages().send(&answer).await;
                 reunion.connection.closed().await;
             } else {
                 let why = "there is no post-copy of that migration here";
                 reunion.connection.close(CloseCode::PROTOCOL, why);
             }
         });
+    }
+}
+
+/// What the source of a post-copy hears that is over here: it was complete; or
+/// the host was booted anew, and the guest ended with it.
+fn no_longer_here(migration: MigrationId, word: TombstoneVerdict) -> TargetMessage {
+    match word {
+        TombstoneVerdict::Granted => TargetMessage::Complete { migration },
+        TombstoneVerdict::Refused | TombstoneVerdict::Lost => TargetMessage::Failed {
+            migration,
+            reason: Problem::new(codes::QEMU_GONE, "the guest is no longer on its target")
+                .remedy("see whether the target's host was booted anew; start the VM again"),
+        },
     }
 }
 
