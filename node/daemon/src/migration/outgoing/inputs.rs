@@ -86,6 +86,9 @@ impl Outgoing {
             _ => match qemu::meaning(event) {
                 Some(QemuMigration::Failed(_)) => self.fetch_failure(),
                 Some(change) => {
+                    // The attempt has succeeded: channels that break from here
+                    // on are another matter.
+                    self.reconnecting &= change != QemuMigration::PostcopyActive;
                     self.step(SourceEvent::Qemu(change), ctx);
                     // Beside what the step has sent, and behind it.
                     self.ask_time();
