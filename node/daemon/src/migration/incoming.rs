@@ -1,5 +1,7 @@
 //! A migration that comes to this node: the effects of a [`Target`].
 
+mod recovery;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,6 +110,9 @@ pub(super) enum Input {
     LinkLost(u32, Problem),
     /// After a restart of the daemon: how QEMU's migration stands.
     Looked(QemuMigration),
+    /// Post-copy: whether QEMU waits for new channels, over the connection of
+    /// that generation.
+    ListensAgain(u32, bool),
     /// QEMU was started, or not.
     Started(Result<Addr<DomainActor>, Problem>),
 }
@@ -465,49 +470,6 @@ impl Incoming {
         }
     }
 
-    /// Post-copy: the channels' ends that are left go, so that QEMU notices;
-    /// when it has, it is made to wait for new ones.
-    fn recover_qemu(&mut self) {
-        self.relay = None;
-        if self.broken {
-            return self.listen_again();
-        }
-        self.recovery_waits = true;
-        let Some(domain) = self.domain.clone() else {
-            return;
-        };
-        actix::spawn(async move {
-            if let Err(problem) = qemu::pause_postcopy(&domain).await {
-                tracing::debug!(%problem, "QEMU is not told that its channels are gone");
-            }
-        });
-    }
-
-    /// QEMU waits for the channels, and the new connection carries them to it.
-    fn listen_again(&mut self) {
-        self.recovery_waits = false;
-        let (Some(domain), Some(link)) = (self.domain.clone(), &self.link) else {
-            return;
-        };
-        let socket = self.context.socket(self.migration);
-        let stop = CancellationToken::new();
-        self.relay = Some(relay::Relay {
-            stop: stop.clone(),
-            socket: socket.clone(),
-        });
-        let (context, connection) = (Arc::clone(&self.context), link.connection.clone());
-        self.beside(async move {
-            if let Err(problem) = qemu::recover_incoming(&domain, &socket).await {
-                tracing::warn!(%problem, "QEMU does not wait for the rest of its post-copy");
-                return None;
-            }
-            let path = Arc::from(socket);
-            let serving = relay::serve_target(connection, path, None, stop);
-            context.runtime.spawn(serving);
-            Some(TargetEvent::Recovered)
-        });
-    }
-
     /// Runs the CPUs. The domain says whether a failure leaves the right free to
     /// go back; while QEMU's session is away it is asked again, for as long as
     /// that takes: the source is told that the grant was taken.
@@ -728,6 +690,9 @@ impl StreamHandler<Input> for Incoming {
             }
             Input::Message(..) | Input::LinkLost(..) => {}
             Input::Looked(state) => self.on_qemu(&state, ctx),
+            Input::ListensAgain(generation, listens) => {
+                self.on_listens_again(generation, listens, ctx);
+            }
             Input::Started(started) => self.on_started(started, ctx),
         }
     }
