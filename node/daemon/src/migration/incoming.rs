@@ -433,7 +433,7 @@ impl Incoming {
         };
         let inputs = self.inputs.clone();
         actix::spawn(async move {
-            match qemu::look(&domain).await {
+            match qemu::look_at_incoming(&domain).await {
                 Ok(Some(state)) => drop(inputs.send(Input::Looked(state))),
                 Ok(None) => {}
                 Err(problem) => {

@@ -197,6 +197,19 @@ pub(super) async fn look(domain: &Addr<DomainActor>) -> Result<Option<QemuMigrat
     Ok(word.and_then(|word| status(word, &error_words(&answer).unwrap_or_default())))
 }
 
+/// How the migration of a QEMU that receives stands. One whose post-copy was made
+/// to wait for new channels, by a daemon before this one, is as good as paused.
+pub(super) async fn look_at_incoming(
+    domain: &Addr<DomainActor>,
+) -> Result<Option<QemuMigration>, Problem> {
+    let answer = execute(domain, "query-migrate", Value::Null).await?;
+    Ok(match answer.get("status").and_then(Value::as_str) {
+        Some("postcopy-recover-setup" | "postcopy-recover") => Some(QemuMigration::PostcopyPaused),
+        Some(word) => status(word, &error_words(&answer).unwrap_or_default()),
+        None => None,
+    })
+}
+
 /// Changes a migration while it runs.
 pub(super) async fn tune(
     domain: &Addr<DomainActor>,
