@@ -146,7 +146,7 @@ impl Default for Limits {
 ///
 /// Feed it with [`Cluster::step`], read it with the methods of the view
 /// (`vms`, `nodes` and so on). It is cheap to read and never blocks.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Cluster {
     settings: Settings,
     records: Records,

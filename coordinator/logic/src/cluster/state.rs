@@ -26,7 +26,7 @@ pub(super) struct Records {
 }
 
 /// What lives in memory: the nodes' words, work under way, and indexes.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Observed {
     /// Every node that is not revoked.
     pub(super) nodes: BTreeMap<NodeId, NodeState>,
@@ -60,7 +60,7 @@ pub(super) struct Observed {
 }
 
 /// One node as it is seen.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct NodeState {
     /// Its session; none while it is away.
     pub(super) session: Option<SessionId>,
