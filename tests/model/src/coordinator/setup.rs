@@ -99,6 +99,8 @@ fn migration(from: Host, to: Host) -> MigrationRecord {
         figures: MigrationFigures::default(),
         failure: None,
         waiting: false,
+        waits_for: None,
+        placed: false,
         assumed: false,
         resolution: None,
         task: None,

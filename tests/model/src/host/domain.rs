@@ -481,6 +481,7 @@ fn production(handoff: Handoff) -> HandoffRecord {
             epoch,
             run,
             plan,
+            images: Vec::new(),
             stage,
             started: NOW,
         }),
