@@ -92,7 +92,7 @@ impl Step<'_> {
                 SourceEffect::Reconnect => self.reconnect(m),
                 SourceEffect::ResumeMigration => self.out_push(m, OutTask::Resume),
                 SourceEffect::GuestLost(_) => self.world.moves[m].edit().lost = true,
-                // Not connected in the daemon yet: no plan of the model mirrors.
+                // No plan of the model mirrors.
                 SourceEffect::StartMirrors | SourceEffect::FinishMirrors => {}
                 // QEMU stops the guest at some time anyway.
                 SourceEffect::HurryUp | SourceEffect::Stalled => {}
