@@ -64,6 +64,8 @@ pub struct ClusterOptions {
     pub coordinator: SocketAddr,
     /// Every node has a folder of its own at [`Cluster::disks`]. Needs root.
     pub own_disks: bool,
+    /// Settings of the coordinator beside its flags, as TOML.
+    pub settings: String,
     /// What the daemons log.
     pub log: String,
 }
@@ -88,6 +90,7 @@ impl Default for ClusterOptions {
             seats: Vec::new(),
             own_disks: false,
             coordinator: (Ipv4Addr::LOCALHOST, 0).into(),
+            settings: String::new(),
             log: std::env::var("GODWIT_TEST_LOG")
                 .unwrap_or_else(|_| "debug,quinn=info,rustls=info,actix_server=info".to_owned()),
         }
@@ -462,10 +465,15 @@ fn credential(root: &Path) -> Result<AdminCredential> {
 
 async fn start_coordinator(root: &Path, options: &ClusterOptions) -> Result<Daemon> {
     let state = root.join("c");
+    let config = root.join("c.toml");
+    std::fs::write(&config, &options.settings)?;
     let args = |api: &str, cluster: &str| -> Vec<String> {
+        let config = config.display().to_string();
         let state = state.display().to_string();
         let flags = [
             "run",
+            "--config",
+            &config,
             "--state-dir",
             &state,
             "--listen",
