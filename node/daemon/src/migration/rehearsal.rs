@@ -15,6 +15,7 @@ use godwit_shared::model::{Bytes, BytesPerSec, Forecast, MiB, MigrationPolicy, P
 use godwit_shared::transport::{CloseCode, Connection, StreamKind};
 use godwit_shared::wire::peer::{SourceMessage, TargetMessage};
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 use super::outgoing::{self, Departure};
 use super::{peer, qemu};
@@ -35,12 +36,12 @@ const PEEK_BYTES: usize = 2 << 20;
 const PEEK: Duration = Duration::from_millis(200);
 /// How long QEMU samples, before a dry run's answer and beside a move's start.
 const SAMPLE_MS: u64 = 1000;
-const SHORT_SAMPLE_MS: u64 = 150;
+const SHORT_SAMPLE_MS: u64 = 100;
 /// How much later than it should a sample may be done.
 const LATE_SAMPLE: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// What its answer takes beyond that.
-const SAMPLE_DUE_MS: u64 = 100;
+/// When its answer is looked for, beyond that.
+const SAMPLE_DUE_MS: u64 = 10;
 /// Pages looked at for each GiB (`sample-pages`): the most that QEMU takes, since
 /// small guests would have few otherwise.
 const SAMPLE_PAGES: u64 = 4096;
@@ -96,22 +97,33 @@ pub(super) async fn rehearse(
 
 /// How a move that has just begun will go; none when that cannot be sampled.
 pub(super) async fn foretell(
-    domain: Addr<DomainActor>,
     connection: Connection,
-    runs: bool,
+    writes: oneshot::Receiver<BytesPerSec>,
     memory: Bytes,
     policy: MigrationPolicy,
 ) -> Option<Forecast> {
-    let (link_rate, dirty_rate) = tokio::join!(
-        peek(&connection),
-        dirty_rate(&domain, runs, SHORT_SAMPLE_MS),
-    );
+    let link_rate = peek(&connection).await?;
     let sample = Sample {
         memory,
-        dirty_rate: dirty_rate?,
-        link_rate: link_rate?,
+        dirty_rate: writes.await.ok()?,
+        link_rate,
     };
     Some(forecast(sample, &policy))
+}
+
+/// Samples what a guest writes that is about to move. Begun with the migration:
+/// a small guest is gone before a sample that begins later is done.
+pub(super) fn sample_writes(
+    domain: Addr<DomainActor>,
+    runs: bool,
+) -> oneshot::Receiver<BytesPerSec> {
+    let (word, sampled) = oneshot::channel();
+    actix::spawn(async move {
+        if let Some(rate) = dirty_rate(&domain, runs, SHORT_SAMPLE_MS).await {
+            let _ = word.send(rate);
+        }
+    });
+    sampled
 }
 
 /// What the link takes at least, from a little. One that is slower than a peek

@@ -81,16 +81,27 @@ impl Outgoing {
         }
     }
 
+    /// Begins to sample what the guest writes.
+    pub(super) fn sample_writes(&mut self) {
+        if let Some((facts, _)) = &self.begin {
+            let domain = self.departure.domain.clone();
+            self.writes = Some(rehearsal::sample_writes(domain, facts.run));
+        }
+    }
+
     /// Foretells how it will go, while the target prepares: once it has answered
     /// for the first time, and so has the control stream.
     pub(super) fn foretell(&mut self) {
         let first = !std::mem::replace(&mut self.foretelling, true);
-        let (Some((facts, policy)), Some(link), true) = (&self.begin, &self.link, first) else {
+        let writes = self.writes.take();
+        let (Some((facts, policy)), Some(link), Some(writes), true) =
+            (&self.begin, &self.link, writes, first)
+        else {
             return;
         };
         let memory = rehearsal::in_use(&self.departure, facts);
-        let (domain, connection) = (self.departure.domain.clone(), link.connection().clone());
-        let foretold = rehearsal::foretell(domain, connection, facts.run, memory, policy.clone());
+        let connection = link.connection().clone();
+        let foretold = rehearsal::foretell(connection, writes, memory, policy.clone());
         let inputs = self.inputs.clone();
         actix::spawn(async move {
             if let Some(forecast) = foretold.await {

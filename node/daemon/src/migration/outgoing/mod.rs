@@ -17,9 +17,11 @@ use godwit_node_logic::handoff::{
     HandoffRecord, Outcome, OutgoingRecord, OutgoingStage, Source, SourceEffect, SourceEvent,
     Terms, Timer,
 };
-use godwit_shared::model::{Epoch, MigrationId, MigrationPolicy, Millis, Problem, VmId, codes};
+use godwit_shared::model::{
+    BytesPerSec, Epoch, MigrationId, MigrationPolicy, Millis, Problem, VmId, codes,
+};
 use godwit_shared::wire::uplink::{Verdict, VerdictQuery};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::calls::{ended_before, follow, record_handoff};
@@ -91,6 +93,8 @@ pub(super) struct Outgoing {
     /// An operator has decided about the grant.
     resolved: bool,
     asking: Asking,
+    /// What the guest writes, sampled from the beginning.
+    writes: Option<oneshot::Receiver<BytesPerSec>>,
     /// How it will go is sampled, or was.
     foretelling: bool,
     /// The pause that was asked for, while QEMU gets it in parts.
@@ -168,6 +172,7 @@ impl Outgoing {
             watched: false,
             resolved: false,
             asking: Asking::default(),
+            writes: None,
             foretelling: false,
             pause: None,
         }
@@ -514,6 +519,7 @@ impl Actor for Outgoing {
         ctx.wait(following.into_actor(self).map(|ended, actor, ctx| {
             let effects = std::mem::take(&mut actor.first_effects);
             actor.perform(effects, ctx);
+            actor.sample_writes();
             actor.connect();
             if let Some(problem) = ended {
                 actor.step(SourceEvent::QemuGone(problem), ctx);
