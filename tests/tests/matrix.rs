@@ -29,6 +29,15 @@ async fn scene(work: &Work) -> Scene {
     scene
 }
 
+/// A daemon that does not read the console in time lets QEMU's socket fill up,
+/// after some 270 bytes; QEMU then logs a byte at each try to send it.
+fn quiet() -> Work {
+    Work {
+        tick_ms: 300,
+        ..Work::default()
+    }
+}
+
 /// Every point with each of these faults, on one guest that travels.
 async fn every_point(faults: &[Fault]) {
     every_point_with(faults, &Work::default()).await;
@@ -81,13 +90,7 @@ async fn paths_cut_at_every_point() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn daemons_frozen_at_every_point() {
     let frozen = [Party::SourceDaemon, Party::TargetDaemon];
-    // A daemon that does not read the console lets QEMU's socket fill up, after
-    // some 270 bytes; QEMU then logs a byte at each try to send it.
-    let quiet = Work {
-        tick_ms: 300,
-        ..Work::default()
-    };
-    every_point_with(&frozen.map(Fault::Freeze), &quiet).await;
+    every_point_with(&frozen.map(Fault::Freeze), &quiet()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -102,7 +105,8 @@ async fn qemus_killed_at_every_point() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn qemus_frozen_at_every_point() {
-    every_point(&[Party::SourceQemu, Party::TargetQemu].map(Fault::Freeze)).await;
+    let frozen = [Party::SourceQemu, Party::TargetQemu];
+    every_point_with(&frozen.map(Fault::Freeze), &quiet()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

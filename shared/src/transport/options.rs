@@ -82,8 +82,11 @@ const MIB: u32 = 1 << 20;
 /// How many packets the peer may get before it has to acknowledge them
 /// (draft-ietf-quic-ack-frequency). Each acknowledgement costs both ends about
 /// as much as a data packet, and by itself quinn sends one for every other
-/// packet that it finds in the socket. The time limit stays what it was.
+/// packet that it finds in the socket.
 const PACKETS_PER_ACK: u32 = 32;
+/// How long it may wait for them. A connection begins with fewer packets than
+/// that at a time: each of its first round trips would take the RFC's 25 ms.
+const LATEST_ACK: Duration = Duration::from_millis(2);
 /// What a connection takes for its round trip until it has measured one. The
 /// RFC's 333 ms (9002 6.2.2) is for the Internet: with it, three probe timeouts
 /// are 3 s, and a cut during a handshake would go unnoticed for so long. With
@@ -205,6 +208,7 @@ impl TransportOptions {
 
 fn acknowledgements() -> AckFrequencyConfig {
     let mut acks = AckFrequencyConfig::default();
+    acks.max_ack_delay(Some(LATEST_ACK));
     acks.ack_eliciting_threshold(VarInt::from_u32(PACKETS_PER_ACK));
     acks
 }

@@ -102,10 +102,14 @@ pub(super) async fn foretell(
     memory: Bytes,
     policy: MigrationPolicy,
 ) -> Option<Forecast> {
-    let link_rate = peek(&connection).await?;
+    let (link_rate, dirty_rate) = tokio::join!(peek(&connection), writes);
+    let (Some(link_rate), Ok(dirty_rate)) = (link_rate, &dirty_rate) else {
+        tracing::info!(?link_rate, ?dirty_rate, "no forecast: a sample is missing");
+        return None;
+    };
     let sample = Sample {
         memory,
-        dirty_rate: writes.await.ok()?,
+        dirty_rate: *dirty_rate,
         link_rate,
     };
     Some(forecast(sample, &policy))

@@ -19,6 +19,9 @@ use super::disks::Exports;
 use super::manager::MigrationContext;
 use super::packing::Choice;
 
+/// Thrown away at once of what only measures the link.
+const DISCARDED: usize = 64 * 1024;
+
 /// How long QEMU may take to connect its channels to a socket of this host.
 const CONNECTING: Duration = Duration::from_millis(30);
 
@@ -154,6 +157,10 @@ pub(super) async fn serve_target(
                 }
                 continue;
             }
+            StreamKind::Bulk => {
+                carriers.spawn(discard(downward));
+                continue;
+            }
             _ => continue,
         };
         if channel != 0 && !main_connected {
@@ -174,6 +181,12 @@ pub(super) async fn serve_target(
             }
         }
     }
+}
+
+/// What the source sends to measure the link.
+async fn discard(receiver: Receiver) {
+    let mut receiver = receiver.into_bytes();
+    while let Ok(Some(_)) = receiver.read_chunk(DISCARDED).await {}
 }
 
 /// Carries one channel until both directions have ended.
