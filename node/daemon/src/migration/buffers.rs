@@ -9,8 +9,9 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
-/// Room for what is read from QEMU at once, and its header. A unix socket holds about 200 KiB; less than that at a
-/// time stays in a core's cache until it is encrypted.
+/// Room for what is read from QEMU at once, and its header. A unix socket holds
+/// about 200 KiB; less than that at a time stays in a core's cache until it is
+/// encrypted.
 const SIZE: usize = 128 * 1024;
 /// Less than this is copied out: a few bytes do not hold a whole buffer.
 const FEW: usize = SIZE / 4;

@@ -17,10 +17,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::carry::{CarryError, pump, receive};
+use super::carry::{CarryError, pump, receive, send};
 use super::manager::MigrationContext;
 use super::mirror;
-use super::relay::listen_at;
+use super::relay::{Relay, listen_at};
 use crate::domain::DomainActor;
 use crate::images::NewImage;
 use crate::supervisor::messages::IncomingRequest;
@@ -28,10 +28,9 @@ use crate::supervisor::messages::IncomingRequest;
 /// How long the target may take to end its exports.
 const RELEASE: Duration = Duration::from_secs(10);
 
-/// The source's side of one disk: stopped, and its socket removed, when this goes.
+/// The source's side of one disk.
 pub(super) struct DiskRelay {
-    stop: CancellationToken,
-    pub(super) socket: PathBuf,
+    _relay: Relay,
     released: oneshot::Receiver<()>,
 }
 
@@ -59,8 +58,7 @@ impl DiskRelay {
             }
         });
         Ok(Self {
-            stop,
-            socket,
+            _relay: Relay { stop, socket },
             released,
         })
     }
@@ -77,13 +75,6 @@ impl DiskRelay {
     }
 }
 
-impl Drop for DiskRelay {
-    fn drop(&mut self) {
-        self.stop.cancel();
-        let _ = std::fs::remove_file(&self.socket);
-    }
-}
-
 async fn serve(
     listener: std::os::unix::net::UnixListener,
     connection: Connection,
@@ -92,11 +83,7 @@ async fn serve(
     let (socket, _) = UnixListener::from_std(listener)?.accept().await?;
     let (sender, receiver) = connection.open(StreamKind::Disk { index }).await?;
     let (mut from_qemu, mut to_qemu) = socket.into_split();
-    let up = async {
-        let mut sender = sender.into_bytes();
-        pump(&mut from_qemu, &mut sender).await?;
-        Ok(sender.finish()?)
-    };
+    let up = send(&mut from_qemu, sender.into_bytes());
     tokio::try_join!(up, receive(receiver.into_bytes(), &mut to_qemu))?;
     Ok(())
 }
