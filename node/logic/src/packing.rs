@@ -9,9 +9,12 @@
 //! ```text
 //!            memory can be packed            faster than plain
 //!  plain ───────────────────────► fast ─────────────────────────► dense
-//!    ▲  trial                      trial                           trial │
-//!    └───────────────── stretch of the best ◄───────────────────────────┘
+//!    ▲  trial                      trial │                         trial │
+//!    └───────────────── stretch of the best ◄────────────────────────────┘
 //! ```
+//!
+//! The stretches get longer while the same way wins: a trial of a slower way
+//! costs time.
 //!
 //! Memory that cannot be packed costs next to nothing: while it is sent plain, a
 //! small part of it is packed to see whether that would help, and only when it
@@ -46,19 +49,24 @@ const SETTLE: u64 = 4 << 20;
 /// A measurement has at least so many bytes and takes at least so long.
 const LEAST: u64 = 4 << 20;
 const TRIAL: Duration = Duration::from_millis(80);
-/// How long the best way is used before the others are tried again.
+/// How long the best way is used before the others are tried again: at first,
+/// and when it has won over and over.
 const STRETCH: Duration = Duration::from_millis(1500);
+const LONGEST: Duration = Duration::from_secs(6);
 /// Bytes between two looks at whether plain memory could be packed.
 const BETWEEN_LOOKS: u64 = 8 << 20;
 
 /// Chooses for all channels of a migration together.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Chooser {
     way: Packing,
     step: Step,
-    /// Bytes a second in the round of trials that goes on.
-    plain: Option<u64>,
-    fast: Option<u64>,
+    /// Bytes a second in each way; what was measured last counts half, because
+    /// memory is not alike everywhere.
+    rates: [Option<u64>; 3],
+    /// The winner of the last round, and how long it is used.
+    won: Option<Packing>,
+    stretch: Duration,
     /// Since this measurement began.
     since: Option<Duration>,
     bytes: u64,
@@ -69,9 +77,8 @@ pub struct Chooser {
 }
 
 /// Where a round is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
-    #[default]
     Trial,
     Stretch,
 }
@@ -91,6 +98,24 @@ impl Share {
 
     fn is_worth_it(self) -> bool {
         self.before > 0 && self.after.saturating_mul(100) <= self.before.saturating_mul(WORTH)
+    }
+}
+
+impl Default for Chooser {
+    fn default() -> Self {
+        Self {
+            way: Packing::Plain,
+            step: Step::Trial,
+            rates: [None; 3],
+            won: None,
+            stretch: STRETCH,
+            since: None,
+            bytes: 0,
+            settling: 0,
+            until_look: 0,
+            looked: Share::default(),
+            packed: Share::default(),
+        }
     }
 }
 
@@ -130,9 +155,10 @@ impl Chooser {
         let took = now.saturating_sub(since);
         let most = match self.step {
             Step::Trial => TRIAL,
-            Step::Stretch => STRETCH,
+            Step::Stretch => self.stretch,
         };
         if took >= TRIAL && self.bytes >= LEAST && self.is_in_vain() {
+            (self.won, self.stretch) = (None, STRETCH);
             return self.use_way(Packing::Plain, Step::Stretch);
         }
         if took >= most && self.bytes >= LEAST {
@@ -147,42 +173,41 @@ impl Chooser {
     }
 
     fn measured(&mut self, rate: u64) {
+        let known = &mut self.rates[self.way as usize];
+        *known = Some(known.map_or(rate, |before| before / 2 + rate / 2));
         match (self.step, self.way) {
-            (Step::Stretch, _) => self.begin_round(),
-            (Step::Trial, Packing::Plain) => {
-                self.plain = Some(rate);
-                if self.looked.is_worth_it() {
-                    self.use_way(Packing::Fast, Step::Trial);
-                } else {
-                    self.use_way(Packing::Plain, Step::Stretch);
-                }
+            (Step::Stretch, _) => self.use_way(Packing::Plain, Step::Trial),
+            (Step::Trial, Packing::Plain) if self.looked.is_worth_it() => {
+                self.use_way(Packing::Fast, Step::Trial);
             }
-            (Step::Trial, Packing::Fast) => {
-                self.fast = Some(rate);
-                self.use_way(Packing::Dense, Step::Trial);
+            (Step::Trial, Packing::Plain) => self.use_way(Packing::Plain, Step::Stretch),
+            // More of the same work will not pay either.
+            (Step::Trial, Packing::Fast) if !self.beats(Packing::Fast, Packing::Plain) => {
+                self.stay_with(Packing::Plain);
             }
-            (Step::Trial, Packing::Dense) => self.use_best(rate),
+            (Step::Trial, Packing::Fast) => self.use_way(Packing::Dense, Step::Trial),
+            (Step::Trial, Packing::Dense) => {
+                let dense = self.beats(Packing::Dense, Packing::Fast);
+                self.stay_with(if dense { Packing::Dense } else { Packing::Fast });
+            }
         }
     }
 
     /// The cheaper way wins when there is no difference.
-    fn use_best(&mut self, dense: u64) {
-        let mut best = (Packing::Plain, self.plain.unwrap_or(0));
-        let others = [
-            (Packing::Fast, self.fast.unwrap_or(0)),
-            (Packing::Dense, dense),
-        ];
-        for (way, rate) in others {
-            if u128::from(rate) * 100 > u128::from(best.1) * u128::from(BETTER) {
-                best = (way, rate);
-            }
-        }
-        self.use_way(best.0, Step::Stretch);
+    fn beats(&self, way: Packing, cheaper: Packing) -> bool {
+        let [way, cheaper] = [way, cheaper].map(|way| self.rates[way as usize].unwrap_or(0));
+        u128::from(way) * 100 > u128::from(cheaper) * u128::from(BETTER)
     }
 
-    fn begin_round(&mut self) {
-        (self.plain, self.fast) = (None, None);
-        self.use_way(Packing::Plain, Step::Trial);
+    /// Uses the winner of a round, for longer each time that it wins again.
+    fn stay_with(&mut self, way: Packing) {
+        self.stretch = if self.won == Some(way) {
+            (self.stretch * 2).min(LONGEST)
+        } else {
+            STRETCH
+        };
+        self.won = Some(way);
+        self.use_way(way, Step::Stretch);
     }
 
     fn use_way(&mut self, way: Packing, step: Step) {
@@ -252,11 +277,12 @@ mod tests {
     #[test]
     fn the_fastest_way_is_used_most() {
         let [_, _, dense] = Sender::new([110, 190, 260], 42).send(10);
-        assert!(dense >= 70, "on a slow link: {dense} %");
+        assert!(dense >= 80, "on a slow link: {dense} %");
         let [_, fast, _] = Sender::new([300, 500, 250], 50).send(10);
-        assert!(fast >= 70, "on a link that is not much slower: {fast} %");
-        let [plain, ..] = Sender::new([900, 500, 250], 50).send(10);
-        assert!(plain >= 85, "on a fast link: {plain} %");
+        assert!(fast >= 80, "on a link that is not much slower: {fast} %");
+        let [plain, _, dense] = Sender::new([900, 500, 250], 50).send(10);
+        assert!(plain >= 95, "on a fast link: {plain} %");
+        assert_eq!(dense, 0, "more work was tried after less did not pay");
     }
 
     #[test]
