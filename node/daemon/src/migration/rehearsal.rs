@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use actix::Addr;
 use bytes::Bytes as Chunk;
-use godwit_node_logic::forecast::{Sample, forecast};
+use godwit_node_logic::forecast::{Headroom, LinkSample, Sample, forecast};
 use godwit_shared::model::{Bytes, BytesPerSec, Forecast, MiB, MigrationPolicy, Problem, codes};
 use godwit_shared::transport::{CloseCode, Connection, StreamKind};
 use godwit_shared::wire::peer::{SourceMessage, TargetMessage};
@@ -87,7 +87,10 @@ pub(super) async fn rehearse(
         .map(|(link_rate, dirty_rate)| Sample {
             memory: in_use(departure, facts),
             dirty_rate,
-            link_rate,
+            link: LinkSample {
+                rate: link_rate,
+                headroom: Headroom::Trial,
+            },
         });
     Ok(Rehearsal {
         blockers,
@@ -110,7 +113,10 @@ pub(super) async fn foretell(
     let sample = Sample {
         memory,
         dirty_rate: *dirty_rate,
-        link_rate,
+        link: LinkSample {
+            rate: link_rate,
+            headroom: Headroom::Peek,
+        },
     };
     Some(forecast(sample, &policy))
 }
