@@ -165,8 +165,15 @@ impl DomainActor {
     }
 
     fn on_qmp(&mut self, event: qmp::Event, ctx: &mut Context<Self>) {
-        tracing::debug!(vm = %self.vm(), event = event.name, data = %event.data, "QMP");
-        if let Some(happening) = Happening::of(&event) {
+        let happening = Happening::of(&event);
+        // Those that change nothing may be many: a guest can cause some of them
+        // (`RTC_CHANGE`) as often as it likes.
+        if happening.is_some() || event.matters() {
+            tracing::debug!(vm = %self.vm(), event = event.name, data = %event.data, "QMP");
+        } else {
+            tracing::trace!(vm = %self.vm(), event = event.name, data = %event.data, "QMP");
+        }
+        if let Some(happening) = happening {
             self.tell(Event::Happened(happening), ctx);
         }
         if event.matters() && !self.subscribers.is_empty() {
