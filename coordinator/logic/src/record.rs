@@ -158,6 +158,41 @@ pub struct MigrationRecord {
     pub task: Option<TaskId>,
 }
 
+impl MigrationRecord {
+    /// A move of `vm` that was asked for now, and of which nothing is known yet.
+    pub fn queued(
+        id: MigrationId,
+        vm: &VmRecord,
+        source: NodeId,
+        target: NodeId,
+        now: UnixMillis,
+    ) -> Self {
+        Self {
+            id,
+            vm: vm.id,
+            name: vm.name.clone(),
+            source,
+            target,
+            epoch: vm.epoch,
+            policy: MigrationPolicy::default(),
+            phase: MigrationPhase::Queued,
+            since: now,
+            created: now,
+            ended: None,
+            progress: MigrationProgress::default(),
+            blackout: None,
+            figures: MigrationFigures::default(),
+            failure: None,
+            waiting: false,
+            waits_for: None,
+            placed: false,
+            assumed: false,
+            resolution: None,
+            task: None,
+        }
+    }
+}
+
 /// What a task does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

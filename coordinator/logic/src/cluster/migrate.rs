@@ -5,8 +5,7 @@
 use godwit_shared::api::MigrateRequest;
 use godwit_shared::model::spec::Accelerator;
 use godwit_shared::model::{
-    DomainState, LifecycleCommand, MigrationFigures, MigrationId, MigrationPhase,
-    MigrationProgress, NodeId, Problem, TaskId, VmId, codes,
+    DomainState, LifecycleCommand, MigrationId, NodeId, Problem, TaskId, VmId, codes,
 };
 use godwit_shared::wire::uplink::NodeRequest;
 
@@ -34,27 +33,10 @@ impl Cluster {
         let (target, found) = self.choose_target(vm, &source, request.target.as_ref())?;
         let record = self.vm_record(vm)?;
         let plan = MigrationRecord {
-            id,
-            vm,
-            name: record.name.clone(),
-            source,
-            target,
-            epoch: record.epoch,
             policy: request.policy,
-            phase: MigrationPhase::Queued,
-            since: turn.now,
-            created: turn.now,
-            ended: None,
-            progress: MigrationProgress::default(),
-            blackout: None,
-            figures: MigrationFigures::default(),
-            failure: None,
             waiting: true,
-            waits_for: None,
             placed: request.target.is_none(),
-            assumed: false,
-            resolution: None,
-            task: None,
+            ..MigrationRecord::queued(id, record, source, target, turn.now)
         };
         if request.dry_run {
             self.begin_dry_run(turn, &plan, ticket, found)?;

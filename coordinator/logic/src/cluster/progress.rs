@@ -9,8 +9,7 @@ use std::collections::BTreeSet;
 
 use godwit_shared::api::TaskState;
 use godwit_shared::model::{
-    DomainState, MigrationFailure, MigrationFigures, MigrationId, MigrationPhase, MigrationPolicy,
-    NodeId, Problem, codes,
+    DomainState, MigrationFailure, MigrationId, MigrationPhase, NodeId, Problem, codes,
 };
 use godwit_shared::wire::uplink::MigrationReport;
 
@@ -97,28 +96,13 @@ impl Cluster {
         let Some(vm) = self.records.vms.get(&report.vm) else {
             return;
         };
+        let (source, target) = (report.source.clone(), report.target.clone());
         let record = MigrationRecord {
-            id,
-            vm: vm.id,
-            name: vm.name.clone(),
-            source: report.source.clone(),
-            target: report.target.clone(),
             epoch: report.epoch,
-            policy: MigrationPolicy::default(),
             phase: report.phase,
             since: report.since,
-            created: report.started,
-            ended: None,
             progress: report.progress,
-            blackout: None,
-            figures: MigrationFigures::default(),
-            failure: None,
-            waiting: false,
-            waits_for: None,
-            placed: false,
-            assumed: false,
-            resolution: None,
-            task: None,
+            ..MigrationRecord::queued(id, vm, source, target, report.started)
         };
         let message = format!("{} is found moving to {}", record.name, record.target);
         self.track(turn, record, message);

@@ -6,10 +6,7 @@ use std::collections::BTreeMap;
 use godwit_coordinator_logic::cluster::{Limits, MigrationLimits, Settings};
 use godwit_coordinator_logic::placement::Weights;
 use godwit_coordinator_logic::record::{Key, MigrationRecord, NodeRecord, VmRecord};
-use godwit_shared::model::{
-    MigrationFigures, MigrationPhase, MigrationPolicy, MigrationProgress, NodeFacts, RunState,
-    VmSpec,
-};
+use godwit_shared::model::{NodeFacts, RunState, VmSpec};
 use serde::Serialize;
 use serde_json::json;
 
@@ -39,11 +36,15 @@ pub(super) fn store(world: &World) -> BTreeMap<String, Vec<u8>> {
     for n in 0..HOSTS {
         put(&mut store, &Key::Node(crate::node_id(n)), &member(n));
     }
-    if let Ok(spec) = VmSpec::from_value(json!({ "name": "vm", "memory": 64 })) {
-        put(&mut store, &Key::Vm(VM), &vm(spec));
-    }
+    let Ok(spec) = VmSpec::from_value(json!({ "name": "vm", "memory": 64 })) else {
+        return store;
+    };
+    let vm = vm(spec);
+    put(&mut store, &Key::Vm(VM), &vm);
     if let Some((from, to)) = world.moves[0].route {
-        put(&mut store, &Key::Migration(id_of(0)), &migration(from, to));
+        let (from, to) = (crate::node_id(from), crate::node_id(to));
+        let begun = MigrationRecord::queued(id_of(0), &vm, from, to, NOW);
+        put(&mut store, &Key::Migration(id_of(0)), &begun);
     }
     store
 }
@@ -78,31 +79,5 @@ fn vm(spec: VmSpec) -> VmRecord {
         created: NOW,
         deleting: false,
         seen: None,
-    }
-}
-
-fn migration(from: Host, to: Host) -> MigrationRecord {
-    MigrationRecord {
-        id: id_of(0),
-        vm: VM,
-        name: name(),
-        source: crate::node_id(from),
-        target: crate::node_id(to),
-        epoch: FIRST,
-        policy: MigrationPolicy::default(),
-        phase: MigrationPhase::Queued,
-        since: NOW,
-        created: NOW,
-        ended: None,
-        progress: MigrationProgress::default(),
-        blackout: None,
-        figures: MigrationFigures::default(),
-        failure: None,
-        waiting: false,
-        waits_for: None,
-        placed: false,
-        assumed: false,
-        resolution: None,
-        task: None,
     }
 }
