@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #![allow(clippy::print_stderr, reason = "measured numbers belong into the log")]
 
-use std::time::Instant;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use godwit_shared::api::{NodeHealth, TaskState};
 use godwit_shared::model::{
@@ -15,6 +16,14 @@ use godwit_tests::fault::Met;
 use godwit_tests::guest::Work;
 use godwit_tests::harness::ClusterOptions;
 use godwit_tests::scene::{MOVE, SETTLE, Scene};
+use godwit_tests::wait;
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+
+/// Without an answer for so long, QEMU's main loop is taken to hang. It reads the
+/// memory of these guests in a tenth of that.
+const HANGS: Duration = Duration::from_secs(2);
 
 /// A guest that dirties more than the link of these tests takes.
 fn work() -> Work {
@@ -128,6 +137,55 @@ async fn a_source_daemon_that_dies_in_post_copy_finishes_it_when_it_is_back() {
     scene.cluster.nodes[0].kill();
     scene.cluster.nodes[0].restart().await.unwrap();
     scene.cluster.wait_health(0, NodeHealth::Up).await.unwrap();
+    succeeds(&mut scene, &met, 1).await;
+}
+
+/// Has QEMU read all of its guest's memory in its main loop, which then hangs in
+/// the first page that is still on the source; it often hangs already. Its daemon
+/// is not running.
+async fn hang_main_loop(qmp: &Path) {
+    let read = async {
+        let (from, mut to) = UnixStream::connect(qmp).await?.into_split();
+        let mut lines = BufReader::new(from).lines();
+        lines.next_line().await?;
+        let size = work().memory.bytes().0;
+        let memory = json!({ "val": 0, "size": size, "filename": "/dev/null" });
+        for command in [
+            json!({ "execute": "qmp_capabilities" }),
+            json!({ "execute": "pmemsave", "arguments": memory }),
+        ] {
+            to.write_all(format!("{command}\n").as_bytes()).await?;
+            lines.next_line().await?;
+        }
+        std::io::Result::Ok(())
+    };
+    let answer = tokio::time::timeout(HANGS, read).await;
+    assert!(answer.is_err(), "the main loop does not hang: {answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_daemon_that_dies_while_it_is_broken_recovers_it() {
+    let mut scene = scene(ClusterOptions::nodes(2).relayed()).await;
+    let met = pulling(&scene, 1).await;
+    let mark = scene.cluster.events.mark();
+    scene.cluster.nodes[1].cut(false).unwrap();
+    let events = &scene.cluster.events;
+    let phase = MigrationPhase::PostcopyPaused;
+    let paused = events.phase(mark, met.migration, phase, SETTLE).await;
+    paused.unwrap();
+    scene.cluster.nodes[1].kill();
+    let id = scene.id("web").unwrap();
+    let run = scene.cluster.nodes[1].run.join(id.to_string());
+    hang_main_loop(&run.join("qmp.sock")).await;
+    scene.cluster.nodes[1].restart().await.unwrap();
+    let api = &scene.cluster.api;
+    wait::until("no new QMP session", SETTLE, || async {
+        let vm = api.vm("web").await?;
+        Ok((vm.state == DomainState::Unresponsive).then_some(()))
+    })
+    .await
+    .unwrap();
+    scene.cluster.nodes[1].restore();
     succeeds(&mut scene, &met, 1).await;
 }
 

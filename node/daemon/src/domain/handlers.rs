@@ -68,7 +68,7 @@ impl DomainActor {
     }
 
     /// The session, once there is one.
-    fn session_soon(&mut self) -> oneshot::Receiver<Result<Session, Problem>> {
+    pub(super) fn session_soon(&mut self) -> oneshot::Receiver<Result<Session, Problem>> {
         let (sender, receiver) = oneshot::channel();
         match (&self.session, self.machine.has_process()) {
             (Some(session), _) => drop(sender.send(Ok(session.clone()))),
@@ -199,34 +199,34 @@ impl Handler<Execute> for DomainActor {
     type Result = ResponseFuture<Result<Value, Problem>>;
 
     fn handle(&mut self, message: Execute, _ctx: &mut Self::Context) -> Self::Result {
-        let session = self.session_soon();
-        Box::pin(execute(message, session))
+        let Execute {
+            command,
+            arguments,
+            deadline,
+        } = message;
+        let command = Command::new(command, arguments);
+        let session = self.session_for(&command);
+        Box::pin(execute(command, deadline, session))
     }
 }
 
 async fn execute(
-    message: Execute,
+    command: Command,
+    deadline: Duration,
     session: oneshot::Receiver<Result<Session, Problem>>,
 ) -> Result<Value, Problem> {
-    let Execute {
-        command,
-        arguments,
-        deadline,
-    } = message;
     let until = Instant::now() + deadline;
     let session = match tokio::time::timeout(deadline, session).await {
         Ok(Ok(session)) => session?,
         Ok(Err(_)) => return Err(Problem::new(codes::QEMU_GONE, "the domain's actor ended")),
         Err(_) => {
             let text = format!("QEMU was not ready within {}", Millis::from(deadline));
-            return Err(Problem::new(codes::QEMU_TIMEOUT, text).field(command));
+            return Err(Problem::new(codes::QEMU_TIMEOUT, text).field(command.name));
         }
     };
     let left = until.saturating_duration_since(Instant::now());
     let left = left.max(Duration::from_millis(1));
-    session
-        .execute(&Command::new(command, arguments), left)
-        .await
+    session.execute(&command, left).await
 }
 
 impl Handler<Subscribe> for DomainActor {

@@ -25,6 +25,7 @@ mod link;
 pub mod messages;
 mod perform;
 mod place;
+mod rescue;
 mod takeover;
 mod watch;
 
@@ -89,6 +90,8 @@ pub struct DomainActor {
     /// Which run of QEMU this is; results of an earlier one are dropped.
     generation: u64,
     session: Option<Session>,
+    /// The one that outlives the daemon, where QEMU has it.
+    rescue: Option<Session>,
     /// Attempts to open a session go on for as long as this is held.
     opening: Option<DropGuard>,
     /// The end of the process, held back until its last QMP events were read.
@@ -159,6 +162,7 @@ impl DomainActor {
             process: None,
             generation: 0,
             session: None,
+            rescue: None,
             opening: None,
             end: None,
             console_of: None,

@@ -19,6 +19,7 @@ use super::{DomainActor, Waiter};
 use crate::images;
 use crate::journal::RunRecord;
 use crate::qemu::process::Launch;
+use crate::qemu::rescue::Begun;
 use crate::supervisor::Forget;
 
 /// Commands of the lifecycle are bounded by the machine's own timers; this only
@@ -282,6 +283,7 @@ impl DomainActor {
     fn spawn_qemu(&mut self, ctx: &mut Context<Self>) {
         self.generation += 1;
         self.session = None;
+        self.rescue = None;
         self.end = None;
         self.usage = None;
         let launch = self.place.make_run().and_then(|()| self.launch());
@@ -308,6 +310,7 @@ impl DomainActor {
                     run.process = Some(process.id());
                 }
                 actor.follow(process, ctx);
+                actor.open_rescue(Begun::Now, ctx);
                 actor.open_session(ctx);
                 actor.tell(Event::Spawned, ctx);
             }
@@ -323,6 +326,7 @@ impl DomainActor {
         self.generation += 1;
         self.process = None;
         self.session = None;
+        self.rescue = None;
         self.opening = None;
         self.agent = None;
         self.usage = None;

@@ -11,6 +11,7 @@ use super::DomainActor;
 use super::console::tail;
 use crate::journal::RunRecord;
 use crate::qemu::process::{Ended, Qemu};
+use crate::qemu::rescue::Begun;
 
 /// After this a QEMU that was found is reported as silent, so that it does not
 /// hold up the reports of the others.
@@ -56,6 +57,7 @@ impl DomainActor {
             process.kill();
         }
         self.follow(process, ctx);
+        self.open_rescue(Begun::Before, ctx);
         self.open_session(ctx);
         ctx.run_later(TAKEOVER, |actor, ctx| {
             if !actor.taken_over {

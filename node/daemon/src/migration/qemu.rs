@@ -21,6 +21,8 @@ use crate::domain::messages::Execute;
 /// How long QEMU's main loop may be busy before a command counts as lost. Its
 /// migration code takes the lock for long stretches.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How long it may hang in a broken post-copy: as long as the path is down.
+const HANGS: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long and how often a refused `cont` is tried.
 const CONT_PATIENCE: Duration = Duration::from_secs(5);
 const CONT_AGAIN: Duration = Duration::from_millis(100);
@@ -31,10 +33,19 @@ pub(super) async fn execute(
     command: &'static str,
     arguments: Value,
 ) -> Result<Value, Problem> {
+    execute_within(domain, command, arguments, DEADLINE).await
+}
+
+async fn execute_within(
+    domain: &Addr<DomainActor>,
+    command: &'static str,
+    arguments: Value,
+    deadline: Duration,
+) -> Result<Value, Problem> {
     let message = Execute {
         command,
         arguments,
-        deadline: DEADLINE,
+        deadline,
     };
     domain
         .send(message)
@@ -197,12 +208,14 @@ pub(super) async fn look(domain: &Addr<DomainActor>) -> Result<Option<QemuMigrat
     Ok(word.and_then(|word| status(word, &error_words(&answer).unwrap_or_default())))
 }
 
-/// How the migration of a QEMU that receives stands. One whose post-copy was made
+/// How the migration of a QEMU that receives stands, as soon as it says so: its main
+/// loop may hang until the source is back. It is asked once, since QEMU stops
+/// reading, also what overtakes, when eight commands wait in a session. One whose post-copy was made
 /// to wait for new channels, by a daemon before this one, is as good as paused.
 pub(super) async fn look_at_incoming(
     domain: &Addr<DomainActor>,
 ) -> Result<Option<QemuMigration>, Problem> {
-    let answer = execute(domain, "query-migrate", Value::Null).await?;
+    let answer = execute_within(domain, "query-migrate", Value::Null, HANGS).await?;
     Ok(match answer.get("status").and_then(Value::as_str) {
         Some("postcopy-recover-setup" | "postcopy-recover") => Some(QemuMigration::PostcopyPaused),
         Some(word) => status(word, &error_words(&answer).unwrap_or_default()),

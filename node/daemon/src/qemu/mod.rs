@@ -5,10 +5,12 @@
 //!   somebody else is never taken for it.
 //! * [`session`]: the QMP session: commands with deadlines, events in order,
 //!   floods bounded.
+//! * [`rescue`]: a second session that outlives the daemon.
 //! * [`probe`]: what the installed QEMUs can do.
 
 pub mod probe;
 pub mod process;
+pub mod rescue;
 pub mod session;
 #[cfg(test)]
 mod tests;

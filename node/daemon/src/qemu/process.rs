@@ -1,8 +1,9 @@
 //! QEMU's process.
 //!
 //! It is started in a process group of its own, with the QMP socket as its
-//! standard input and its log as standard output and error; nothing of it is
-//! tied to the daemon's life. A later daemon finds it by process id, start time
+//! standard input and its log as standard output and error, and with the ends of
+//! its second QMP session where it has one ([`rescue`](super::rescue)); nothing of
+//! it is tied to the daemon's life. A later daemon finds it by process id, start time
 //! (`/proc/PID/stat`, field 22) and the host's boot id, and holds it by a pidfd
 //! from then on. (A session of its own would need `unsafe`; a process group
 //! keeps terminal signals away just as well.)
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use command_fds::CommandFdExt as _;
 use godwit_shared::model::{Bytes, DomainUsage, MiB, Problem, UnixMillis, codes};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
@@ -88,21 +90,25 @@ impl Launch {
         let errors = log
             .try_clone()
             .map_err(|e| host_io("QEMU's log cannot be opened twice", &e))?;
-        let mut child = Command::new(&self.program)
+        let rescue =
+            super::rescue::ends(&self.args).map_err(|e| host_io("a socket pair is refused", &e))?;
+        let mut command = Command::new(&self.program);
+        command
+            .fd_mappings(rescue)
+            .map_err(Problem::internal)?
             .args(&self.args)
             .stdin(Stdio::from(OwnedFd::from(qmp)))
             .stdout(Stdio::from(log))
             .stderr(Stdio::from(errors))
             .env_remove("NOTIFY_SOCKET")
-            .process_group(0)
-            .spawn()
-            .map_err(|e| {
-                Problem::new(
-                    codes::QEMU_START,
-                    format!("`{}` cannot be started: {e}", self.program.display()),
-                )
-                .remedy("check that QEMU is installed there and that the daemon may run it")
-            })?;
+            .process_group(0);
+        let mut child = command.spawn().map_err(|e| {
+            Problem::new(
+                codes::QEMU_START,
+                format!("`{}` cannot be started: {e}", self.program.display()),
+            )
+            .remedy("check that QEMU is installed there and that the daemon may run it")
+        })?;
         // Nobody else waits for it, so its id stays its own until then.
         Qemu::of_pid(child.id()).map_err(|e| {
             // One that cannot be followed must not be left running.
@@ -196,6 +202,11 @@ impl Qemu {
     /// Which process it is.
     pub fn id(&self) -> ProcessId {
         self.id
+    }
+
+    /// It, whatever becomes of its id.
+    pub(super) fn pidfd(&self) -> &OwnedFd {
+        &self.pidfd
     }
 
     /// SIGKILL. One that has ended already is fine.

@@ -14,11 +14,10 @@ use std::time::Duration;
 use godwit_node_logic::qmp::{
     Codec, CodecError, Command, CommandId, Event, Greeting, Message, Reply,
 };
-use godwit_shared::model::{Millis, Problem, codes};
+use godwit_shared::model::{Millis, Problem, UnixMillis, codes};
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
 /// Events that wait for the actor.
@@ -72,15 +71,48 @@ impl Session {
     pub async fn over(
         stream: UnixStream,
     ) -> Result<(Self, Greeting, mpsc::Receiver<SessionEvent>), Problem> {
-        let (from, to) = stream.into_split();
+        let (mut session, greeted, receiver) = Self::begin(stream, 0);
+        let greeting = greeted
+            .await
+            .map_err(|_| gone("it closed the QMP session before it greeted"))?;
+        let oob = greeting.offers_oob();
+        session.send(&Command::capabilities(oob)).await?;
+        session.oob = oob;
+        Ok((session, greeting, receiver))
+    }
+
+    /// Goes on with a session that a daemon before this one has negotiated, out
+    /// of band included. What comes first may be the end of a line, which is no
+    /// JSON and is skipped, and answers to that daemon: the time of day keeps its
+    /// numbers apart from these. It left no piece of a command behind, since the
+    /// kernel takes what is as short as a command whole or not at all.
+    pub fn go_on(stream: UnixStream) -> (Self, mpsc::Receiver<SessionEvent>) {
+        let first = UnixMillis::now().0.saturating_mul(1_000);
+        let (mut session, _, receiver) = Self::begin(stream, first);
+        session.oob = true;
+        (session, receiver)
+    }
+
+    /// Reads and writes; commands are numbered from `first`.
+    fn begin(
+        stream: UnixStream,
+        first: u64,
+    ) -> (
+        Self,
+        oneshot::Receiver<Greeting>,
+        mpsc::Receiver<SessionEvent>,
+    ) {
+        // Not `into_split`: its half shuts the socket down when it is dropped, for
+        // whoever else has a copy of it (`rescue`) too.
+        let (from, to) = tokio::io::split(stream);
         let (lines, queued) = mpsc::channel(COMMANDS);
         let (events, receiver) = mpsc::channel(EVENTS);
         let (greet, greeted) = oneshot::channel();
         let waiting = Arc::new(Mutex::new(Waiting::default()));
-        let mut session = Self {
+        let session = Self {
             lines,
             waiting: Arc::clone(&waiting),
-            next: Arc::default(),
+            next: Arc::new(AtomicU64::new(first)),
             oob: false,
         };
         tokio::spawn(write(to, queued));
@@ -93,13 +125,7 @@ impl Session {
             garbage: 0,
         };
         tokio::spawn(reader.run(from));
-        let greeting = greeted
-            .await
-            .map_err(|_| gone("it closed the QMP session before it greeted"))?;
-        let oob = greeting.offers_oob();
-        session.send(&Command::capabilities(oob)).await?;
-        session.oob = oob;
-        Ok((session, greeting, receiver))
+        (session, greeted, receiver)
     }
 
     /// One command and what it returned. When `deadline` passes QEMU may still
@@ -171,7 +197,7 @@ fn gone(why: &str) -> Problem {
         .remedy("look at the VM's state and its QEMU log")
 }
 
-async fn write(mut to: OwnedWriteHalf, mut queued: mpsc::Receiver<Vec<u8>>) {
+async fn write(mut to: WriteHalf<UnixStream>, mut queued: mpsc::Receiver<Vec<u8>>) {
     while let Some(line) = queued.recv().await {
         if to.write_all(&line).await.is_err() {
             return;
@@ -189,7 +215,7 @@ struct Reader {
 }
 
 impl Reader {
-    async fn run(mut self, mut from: OwnedReadHalf) {
+    async fn run(mut self, mut from: ReadHalf<UnixStream>) {
         let mut buffer = vec![0; READ];
         // Nobody listens any more: let go of QEMU's only QMP connection.
         let listener = self.events.clone();

@@ -151,6 +151,33 @@ async fn garbage_is_survived_up_to_a_point() {
 }
 
 #[tokio::test]
+async fn what_was_left_of_an_earlier_daemons_session_is_skipped() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (from, to) = theirs.into_split();
+    let mut peer = Peer {
+        lines: BufReader::new(from).lines(),
+        to,
+    };
+    // The end of a line, an event, and the answer to that daemon's first command.
+    peer.says("rn\": {\"status\": \"running\"}, \"id\": 7}\r")
+        .await;
+    peer.says("{\"event\": \"STOP\"}").await;
+    peer.says("{\"return\": 1, \"id\": 0}").await;
+    let (session, mut events) = Session::go_on(ours);
+    let pause = Command::plain("migrate-pause");
+    let answered = async {
+        let line = peer.lines.next_line().await.unwrap().unwrap();
+        let message: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(message["exec-oob"], "migrate-pause", "no negotiation first");
+        peer.says(&format!("{{\"return\": 2, \"id\": {}}}", message["id"]))
+            .await;
+    };
+    let (answer, ()) = tokio::join!(session.execute(&pause, SOON), answered);
+    assert_eq!(answer.unwrap(), 2);
+    assert!(matches!(events.recv().await, Some(SessionEvent::Qmp(_))));
+}
+
+#[tokio::test]
 async fn the_installed_qemu_is_probed() {
     let emulators = probe_all(&BTreeMap::new()).await;
     let x86 = emulators

@@ -16,6 +16,7 @@ use super::devices::{
 };
 use super::mac::mac_address;
 use super::plan::{Accel, LaunchPlan};
+use super::rescue;
 
 /// QEMU's arguments, without the program itself.
 pub fn argv(plan: &LaunchPlan) -> Vec<String> {
@@ -320,6 +321,8 @@ impl Args {
             }
         }
         if plan.incoming {
+            self.option("-chardev", rescue::device());
+            self.option("-mon", format!("chardev={},mode=control", chardev::RESCUE));
             self.option("-incoming", "defer");
         }
     }

@@ -80,14 +80,15 @@ fn ppc64_pseries() {
 }
 
 #[test]
-fn the_receiving_side_differs_in_one_option() {
+fn the_receiving_side_differs_in_how_it_waits() {
     let outgoing = plan(FULL, "pc-q35-10.0", "qemu64");
     let incoming = LaunchPlan {
         incoming: true,
         ..outgoing.clone()
     };
     let mut expected = argv(&outgoing);
-    expected.extend(["-incoming".to_owned(), "defer".to_owned()]);
+    let more = "-chardev socket,id=rescue,fd=3 -mon chardev=rescue,mode=control -incoming defer";
+    expected.extend(more.split(' ').map(str::to_owned));
     assert_eq!(argv(&incoming), expected);
 }
 

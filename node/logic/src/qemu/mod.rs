@@ -25,8 +25,26 @@ pub use plan::{Accel, LaunchPlan, PlanError, Sockets};
 pub mod chardev {
     /// The QMP session.
     pub const QMP: &str = "qmp";
+    /// The one that outlives the daemon: [`rescue`](super::rescue).
+    pub const RESCUE: &str = "rescue";
     /// The serial console.
     pub const SERIAL: &str = "serial0";
     /// The guest agent's channel; also the id of its port in `VSERPORT_CHANGE`.
     pub const AGENT: &str = "agent0";
+}
+
+/// A second QMP session of a QEMU that receives. QEMU inherits both ends of it:
+/// one is a monitor, the other lies idle until a daemon takes it back.
+pub mod rescue {
+    use super::chardev;
+
+    /// The monitor's end, as QEMU knows it.
+    pub const MONITOR: i32 = 3;
+    /// The other one.
+    pub const IDLE: i32 = 4;
+
+    /// The character device: a QEMU that has it among its arguments has both ends.
+    pub fn device() -> String {
+        format!("socket,id={},fd={MONITOR}", chardev::RESCUE)
+    }
 }

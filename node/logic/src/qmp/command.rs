@@ -37,7 +37,7 @@ impl Command {
     /// Whether QEMU can carry it out while its main loop hangs (`allow-oob` in
     /// its schema). In a broken post-copy it does: it waits for a page that only
     /// these commands can bring.
-    fn may_overtake(&self) -> bool {
+    pub fn may_overtake(&self) -> bool {
         matches!(self.name, "migrate-recover" | "migrate-pause")
     }
 

@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
 pub(crate) enum Chardev {
     /// Standard input and output.
     Stdio { id: String },
-    /// A listening socket that was inherited.
+    /// A socket that was inherited.
     Fd { id: String, fd: u32 },
     /// A unix socket to listen on.
     Path {
@@ -61,7 +61,10 @@ impl Arguments {
                     let chardev = chardev(&value)?;
                     found.chardevs.push(chardev);
                 }
-                "mon" => found.monitor = pairs(&value).remove("chardev"),
+                // A second one outlives a daemon, and is of no use here.
+                "mon" if found.monitor.is_none() => {
+                    found.monitor = pairs(&value).remove("chardev");
+                }
                 "qmp" => found.qmp(&value)?,
                 "version" => return Err("this is a simulation of version 10.0.2".to_owned()),
                 _ => {}
@@ -154,7 +157,8 @@ mod tests {
         let arguments = parse(
             "-name guest=web-1,debug-threads=on -S -no-shutdown -incoming defer \
              -chardev socket,id=qmp,fd=0,server=on,wait=off -mon chardev=qmp,mode=control \
-             -chardev socket,id=serial0,path=/r/a,,b/serial.sock,server=on,logfile=/s/serial.log",
+             -chardev socket,id=serial0,path=/r/a,,b/serial.sock,server=on,logfile=/s/serial.log \
+             -chardev socket,id=rescue,fd=3 -mon chardev=rescue,mode=control",
         );
         assert_eq!(arguments.guest, "web-1");
         assert!(arguments.incoming);

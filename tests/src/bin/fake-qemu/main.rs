@@ -50,7 +50,8 @@ fn run() -> Result<(), String> {
     let sockets = sockets.map(ToOwned::to_owned).collect();
     let machine = Arc::new(Machine::new(behaviour, arguments.incoming, sockets));
     for chardev in &arguments.chardevs {
-        if !arguments.is_monitor(chardev) {
+        let silent = matches!(chardev, Chardev::Fd { .. });
+        if !silent && !arguments.is_monitor(chardev) {
             serial::serve(chardev)?;
         }
     }

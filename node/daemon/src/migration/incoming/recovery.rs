@@ -1,7 +1,7 @@
 //! The target's part in the recovery of a broken post-copy.
 //!
 //! ```text
-//!  Resume --(QEMU believes in its channels: migrate-pause)--> postcopy-paused
+//!  Resume --(QEMU believes in its channels: migrate-pause)--> postcopy-paused, or refused
 //!    --> migrate-recover --waits--> ResumeReady
 //!                        --refused--> the connection is closed; the source comes again
 //! ```
@@ -9,11 +9,17 @@
 //! What QEMU is known to do may be older than what it does: an event that is
 //! still to be read says that the recovery before this one had worked. So a
 //! refusal is no end. It takes back what was believed, and the source begins anew.
+//!
+//! A daemon that was restarted may get no session while QEMU's main loop hangs, so
+//! neither events nor an answer to `query-migrate`; only these two commands reach
+//! QEMU ([`rescue`](crate::qemu::rescue)). A QEMU that refuses to be paused has
+//! noticed already that its channels are gone, or has all: `migrate-recover` tells.
 
 use std::sync::Arc;
 
 use actix::prelude::*;
-use godwit_node_logic::handoff::TargetEvent;
+use godwit_node_logic::handoff::{QemuMigration, TargetEvent};
+use godwit_shared::model::codes;
 use godwit_shared::transport::CloseCode;
 use tokio_util::sync::CancellationToken;
 
@@ -35,9 +41,13 @@ impl Incoming {
         let Some(domain) = self.domain.clone() else {
             return;
         };
+        let inputs = self.inputs.clone();
         actix::spawn(async move {
             if let Err(problem) = qemu::pause_postcopy(&domain).await {
                 tracing::debug!(%problem, "QEMU is not told that its channels are gone");
+                if problem.code == codes::QEMU_COMMAND {
+                    let _ = inputs.send(Input::Looked(QemuMigration::PostcopyPaused));
+                }
             }
         });
     }
