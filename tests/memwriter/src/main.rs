@@ -5,8 +5,8 @@
 //! count is lost, no page is lost, and no page is older than its last write.
 //! Two threads share the work so that neither hides the other's trouble: the
 //! counter ([`counter`]) prints a line every tick, the writer ([`writer`])
-//! checks and rewrites pages; a third reads commands from the console,
-//! and each disk may have one of its own ([`disk`]).
+//! checks and rewrites pages; a third reads commands from the console, each disk
+//! may have one of its own ([`disk`]), and one answers datagrams ([`echo`]).
 //!
 //! Every line on the console starts with its kind: `count`, `gap`, `filled`,
 //! `check`, `BADPAGE`, `BADTABLE`; `scripts/guest-image --help` lists them.
@@ -19,6 +19,7 @@ mod command;
 mod console;
 mod counter;
 mod disk;
+mod echo;
 mod memory;
 mod options;
 mod page;
@@ -47,6 +48,9 @@ fn main() -> ExitCode {
     let (orders, inbox) = mpsc::channel();
     let privileges = options.privileges;
     thread::spawn(move || command::serve(&orders, privileges));
+    if let Some(port) = options.echo {
+        thread::spawn(move || echo::serve(port));
+    }
     let (tick, counted) = (options.tick, Arc::clone(&tally));
     thread::spawn(move || counter::run(tick, &counted));
     if options.disks {

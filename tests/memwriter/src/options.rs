@@ -33,6 +33,8 @@ pub(crate) struct Options {
     pub(crate) seed: u64,
     /// Write to the disks and check them.
     pub(crate) disks: bool,
+    /// The port at which datagrams are sent back.
+    pub(crate) echo: Option<u16>,
     pub(crate) privileges: Privileges,
 }
 
@@ -53,7 +55,8 @@ impl fmt::Display for OptionError {
             Self::Unknown(word) => write!(
                 f,
                 "unknown argument {word}; known: --count=TIME --fill=SIZE --rate=SIZE \
-                 --pattern=random|compressible|corpus:FILE --seed=N --disks=0|1 --guest"
+                 --pattern=random|compressible|corpus:FILE --seed=N --disks=0|1 --echo=PORT \
+                 --guest"
             ),
             Self::Value {
                 option,
@@ -74,6 +77,7 @@ impl Options {
             pattern: Pattern::Random,
             seed: 1,
             disks: false,
+            echo: None,
             privileges: Privileges::Program,
         };
         for word in words {
@@ -102,6 +106,9 @@ impl Options {
             }
             Some(("--seed", value)) => {
                 self.seed = read("--seed", value, "a number", |text| text.parse().ok())?;
+            }
+            Some(("--echo", value)) => {
+                self.echo = Some(read("--echo", value, "a port", |text| text.parse().ok())?);
             }
             _ => return Err(OptionError::Unknown(word.to_owned())),
         }
@@ -192,6 +199,7 @@ mod tests {
             pattern: Pattern::Random,
             seed: 1,
             disks: false,
+            echo: None,
             privileges: Privileges::Program,
         };
         assert_eq!(options, Ok(expected));
@@ -206,6 +214,7 @@ mod tests {
             "--pattern=compressible",
             "--seed=9",
             "--disks=1",
+            "--echo=7",
             "--guest",
         ]);
         let expected = Options {
@@ -215,6 +224,7 @@ mod tests {
             pattern: Pattern::Compressible,
             seed: 9,
             disks: true,
+            echo: Some(7),
             privileges: Privileges::Guest,
         };
         assert_eq!(options, Ok(expected));
