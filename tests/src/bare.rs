@@ -50,6 +50,15 @@ impl Recipe {
         self
     }
 
+    /// The same with something else in the place of `from`, wherever it stands.
+    #[must_use]
+    pub fn with(mut self, from: &str, to: &str) -> Self {
+        for word in &mut self.args {
+            *word = word.replace(from, to);
+        }
+        self
+    }
+
     /// Starts it in `dir`, with `more` arguments; `command` makes a command of a
     /// program, wherever that shall run. Resolves when its QMP answers.
     ///

@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -49,6 +50,9 @@ impl Image {
     }
 }
 
+/// The port at which a guest with an address sends datagrams back (RFC 862).
+pub const ECHO: u16 = 7;
+
 /// What the guest does.
 #[derive(Debug, Clone)]
 pub struct Work {
@@ -66,6 +70,8 @@ pub struct Work {
     pub agent: bool,
     /// Its disks, which it writes to and checks.
     pub disks: Vec<serde_json::Value>,
+    /// Its address in a network of 24 bits, where it sends datagrams back.
+    pub echo: Option<Ipv4Addr>,
     /// An initrd with more in it, instead of the image's own.
     pub initrd: Option<PathBuf>,
 }
@@ -80,6 +86,7 @@ impl Default for Work {
             pattern: "random".to_owned(),
             agent: false,
             disks: Vec::new(),
+            echo: None,
             initrd: None,
         }
     }
@@ -92,7 +99,7 @@ impl Default for Work {
 pub fn spec(name: &str, work: &Work) -> Result<VmSpec> {
     let image = Image::find()?;
     let initrd = work.initrd.as_ref().unwrap_or(&image.initrd);
-    let cmdline = format!(
+    let mut cmdline = format!(
         "console=ttyS0 quiet godwit.count={}ms godwit.fill={}M godwit.rate={}M \
          godwit.pattern={} godwit.agent={} godwit.disks={}",
         work.tick_ms,
@@ -102,12 +109,18 @@ pub fn spec(name: &str, work: &Work) -> Result<VmSpec> {
         u8::from(work.agent),
         u8::from(!work.disks.is_empty())
     );
+    let mut nics = Vec::new();
+    if let Some(address) = work.echo {
+        cmdline += &format!(" godwit.net={address}/24 godwit.echo={ECHO}");
+        nics.push(serde_json::json!({}));
+    }
     let document = serde_json::json!({
         "name": name,
         "memory": work.memory.0,
         "accelerator": "tcg",
         "agent": work.agent,
         "disks": work.disks,
+        "nics": nics,
         "boot": { "kernel": image.kernel, "initrd": initrd, "cmdline": cmdline },
     });
     Ok(VmSpec::from_value(document)?)

@@ -56,6 +56,8 @@ pub struct ClusterOptions {
     /// How many of the nodes, from `node-1` on, run the older QEMU of
     /// `scripts/old-qemu`.
     pub old: usize,
+    /// Programs that the nodes run as QEMU, `node-1` first, instead of those.
+    pub qemus: Vec<PathBuf>,
     /// Memory that the nodes offer, `node-1` first; the host decides for the rest.
     pub memory: Vec<MiB>,
     /// Where the nodes are, `node-1` first; the rest are on the loopback.
@@ -86,6 +88,7 @@ impl Default for ClusterOptions {
             emulator: Emulator::Real,
             relayed: false,
             old: 0,
+            qemus: Vec::new(),
             memory: Vec::new(),
             seats: Vec::new(),
             own_disks: false,

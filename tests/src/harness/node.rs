@@ -158,16 +158,9 @@ impl Node {
             capacity.insert("memory".into(), i64::try_from(memory.0)?.into());
         }
         config.insert("capacity".into(), capacity.into());
-        if options.emulator == Emulator::Fake {
+        if let Some(emulator) = emulator(index, options)? {
             let mut emulators = toml::Table::new();
-            let fake = programs::find("godwit-fake-qemu")?;
-            emulators.insert("x86_64".into(), fake.display().to_string().into());
-            config.insert("emulators".into(), emulators.into());
-        }
-        if index < options.old {
-            let mut emulators = toml::Table::new();
-            let old = programs::old_qemu()?;
-            emulators.insert("x86_64".into(), old.display().to_string().into());
+            emulators.insert("x86_64".into(), emulator.display().to_string().into());
             config.insert("emulators".into(), emulators.into());
         }
         Ok(config)
@@ -245,4 +238,15 @@ impl Node {
             relay.restore();
         }
     }
+}
+
+/// Another QEMU than the host's.
+fn emulator(index: usize, options: &ClusterOptions) -> Result<Option<PathBuf>> {
+    if options.emulator == Emulator::Fake {
+        return programs::find("godwit-fake-qemu").map(Some);
+    }
+    if index < options.old {
+        return programs::old_qemu().map(Some);
+    }
+    Ok(options.qemus.get(index).cloned())
 }
