@@ -353,7 +353,9 @@ impl Cluster {
     ///   is away with nothing that the guest still needs: completed;
     /// * the source has forgotten it and has the guest as its own: failed;
     /// * the source has forgotten it, has no guest, and neither has the target,
-    ///   which is connected: failed.
+    ///   which is connected: failed;
+    /// * the source has forgotten it, and the right has passed to a third node: an
+    ///   earlier migration that was taken for failed has moved the guest: failed.
     ///
     /// In every other case one of the two still has something to say.
     pub(super) fn conclude(&mut self, turn: &mut Turn, id: MigrationId) {
@@ -388,7 +390,12 @@ impl Cluster {
             && self
                 .copies(record.vm)
                 .all(|(_, report)| !report.state.has_process());
-        if stayed || nowhere {
+        let elsewhere = vm.epoch > record.epoch
+            && vm
+                .owner
+                .as_ref()
+                .is_some_and(|owner| owner != source && owner != target);
+        if stayed || nowhere || elsewhere {
             let problem = Problem::new(
                 codes::MIGRATION_FAILED,
                 format!("{source} does not know this migration any more"),

@@ -720,6 +720,32 @@ fn a_final_word_of_the_source_stands_above_an_assumed_end() {
 }
 
 #[test]
+fn a_move_of_a_guest_that_an_earlier_one_took_elsewhere_has_failed() {
+    let (mut bench, vm, first) = assumed_lost();
+    bench.join("node-3").unwrap();
+    bench.connect("node-3", 1024, vec![]);
+    let target = Some("node-3");
+    let (second, task) = bench.migrate(vm, target).unwrap();
+    let view = bench.vm(vm);
+    bench.restart();
+    // The first was under way after all, and the second never came to its source.
+    bench.connect("node-3", 1024, vec![]);
+    bench.connect("node-2", 1024, vec![report(&view, DomainState::Running, 2)]);
+    let hello = NodeHello {
+        facts: Document::of(&facts(1024)).unwrap(),
+        domains: vec![],
+        migrations: vec![],
+    };
+    bench.hello("node-1", 1, hello).unwrap();
+    assert_eq!(wants(&bench, vm).1.as_deref(), Some("node-2"));
+    let failed = bench.cluster.migration(second).unwrap();
+    assert_eq!(failed.phase, MigrationPhase::Failed);
+    assert_eq!(bench.task(task).state, TaskState::Failed);
+    assert!(bench.cluster.migration(first).unwrap().ended.is_some());
+    assert_eq!(bench.vm(vm).migration, None);
+}
+
+#[test]
 fn a_cancel_that_went_down_with_its_session_is_sent_again() {
     for restarted in [false, true] {
         let (mut bench, vm, migration, task) = accepted();
