@@ -39,7 +39,8 @@
 //!    connected and has no process of it, the stale runner is the only one, so
 //!    the record moves to it; its epoch stays as high as it was.
 //! 6. *A stopped copy* on a node that is not the owner is deleted there once the
-//!    owner has confirmed the domain at the record's epoch.
+//!    owner has confirmed the domain at the record's epoch, or runs its guest at
+//!    a later epoch than the copy's.
 //!
 //! # What is wanted follows what the guest does
 //!

@@ -7,6 +7,7 @@ use godwit_shared::model::{
 use godwit_shared::wire::uplink::NodeRequest;
 
 use super::Cluster;
+use super::owner::guest_ran;
 use super::state::{Clearing, Purpose};
 use super::turn::{About, Turn};
 use crate::effect::{Effect, Timer};
@@ -67,11 +68,15 @@ impl Cluster {
     }
 
     /// Rules 5 and 6: ends stale runners and deletes stopped copies once the
-    /// owner has confirmed that the domain is its own.
+    /// owner has confirmed that the domain is its own. A stopped copy that is
+    /// older than the owner's guest goes too when a start that was given out
+    /// never came to the owner, whose guest ran: the record is then ahead of it.
     pub(super) fn clear_leftovers(&mut self, turn: &mut Turn, vm: VmId) {
-        if self.observed.moving.contains_key(&vm) || self.confirmed(vm).is_none() {
+        if self.observed.moving.contains_key(&vm) {
             return;
         }
+        let confirmed = self.confirmed(vm).is_some();
+        let running = self.running_at(vm);
         let Some(record) = self.records.vms.get(&vm) else {
             return;
         };
@@ -81,12 +86,22 @@ impl Cluster {
             .filter(|(node, report)| Some(*node) != owner.as_ref() && report.epoch <= epoch)
             .filter_map(|(node, report)| {
                 let command = leftover(report, epoch)?;
+                let outlived = command == LifecycleCommand::Delete
+                    && running.is_some_and(|epoch| report.epoch < epoch);
+                (confirmed || outlived).then_some(())?;
                 Some((node.clone(), command, report.epoch))
             })
             .collect();
         for (node, command, epoch) in stale {
             self.clear(turn, vm, &node, command, epoch);
         }
+    }
+
+    /// The epoch at which the connected owner runs the guest by its own right.
+    fn running_at(&self, vm: VmId) -> Option<Epoch> {
+        let owner = self.records.vms.get(&vm)?.owner.as_ref();
+        let report = self.report(owner.filter(|owner| self.is_up(owner))?, vm)?;
+        (report.state.executes() && guest_ran(report)).then_some(report.epoch)
     }
 
     /// Sends one such command. A stop that is refused is sent again after a

@@ -144,6 +144,38 @@ fn a_stopped_copy_elsewhere_is_deleted_only_when_the_owner_has_the_domain() {
 }
 
 #[test]
+fn a_copy_that_is_older_than_the_owners_guest_goes_though_the_record_is_ahead() {
+    let mut bench = Bench::of(&["node-1", "node-2"]);
+    let (vm, _) = bench
+        .create(spec("web", 256), true, Some("node-1"))
+        .unwrap();
+    let view = bench.vm(vm);
+    let define = bench.asked();
+    bench.domain(&define, report(&view, DomainState::Stopped, 0));
+    // Two starts without an answer, of which the first was carried out.
+    for again in [true, false] {
+        let request = bench.asked().request;
+        bench.step(Input::Unanswered { request }).unwrap();
+        if again {
+            bench.command(vm, LifecycleCommand::Start).unwrap();
+        }
+    }
+    let running = report(&view, DomainState::Running, 1);
+    bench.say("node-1", NodeMessage::Domain(running));
+    assert_eq!(
+        wants(&bench, vm),
+        (RunState::Running, Some("node-1".into()), 2)
+    );
+    let copy = |epoch| NodeMessage::Domain(exited(&view, epoch, ExitReason::HostReboot));
+    bench.say("node-2", copy(1));
+    assert!(bench.sent.is_empty(), "as old as the guest");
+    bench.say("node-2", copy(0));
+    let asked = bench.asked();
+    assert_eq!(asked.node, node("node-2"));
+    assert_eq!(command_of(&asked), (LifecycleCommand::Delete, Epoch(0)));
+}
+
+#[test]
 fn a_leftover_that_is_not_deleted_is_not_asked_for_at_every_report() {
     let (mut bench, _, view) = web();
     let copy = exited(&view, 0, ExitReason::HostReboot);
