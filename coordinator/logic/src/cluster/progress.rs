@@ -370,7 +370,8 @@ impl Cluster {
         };
         let (source, target, phase) = (&record.source, &record.target, record.phase);
         let source_up = self.is_up(source);
-        let passed = vm.owner.as_ref() == Some(target) && vm.epoch > record.epoch;
+        let raised = vm.epoch > record.epoch;
+        let passed = raised && vm.owner.as_ref() == Some(target);
         let lost = known.source == Knowledge::Lost;
         // In post-copy the source still has pages, and comes back with them.
         let needed = record.policy.allows_postcopy();
@@ -390,11 +391,7 @@ impl Cluster {
             && self
                 .copies(record.vm)
                 .all(|(_, report)| !report.state.has_process());
-        let elsewhere = vm.epoch > record.epoch
-            && vm
-                .owner
-                .as_ref()
-                .is_some_and(|owner| owner != source && owner != target);
+        let elsewhere = raised && vm.owner.as_ref().is_some_and(|owner| owner != source);
         if stayed || nowhere || elsewhere {
             let problem = Problem::new(
                 codes::MIGRATION_FAILED,

@@ -75,33 +75,25 @@ impl Cluster {
         if self.observed.moving.contains_key(&vm) {
             return;
         }
-        let confirmed = self.confirmed(vm).is_some();
-        let running = self.running_at(vm);
-        let Some(record) = self.records.vms.get(&vm) else {
+        let (Some(record), Some(word)) = (self.records.vms.get(&vm), self.owner_has_it(vm)) else {
             return;
         };
         let (owner, epoch) = (record.owner.clone(), record.epoch);
+        let confirmed = word.epoch >= epoch;
+        let runs = word.state.executes() && guest_ran(word);
         let stale: Vec<(NodeId, LifecycleCommand, Epoch)> = self
             .copies(vm)
             .filter(|(node, report)| Some(*node) != owner.as_ref() && report.epoch <= epoch)
             .filter_map(|(node, report)| {
                 let command = leftover(report, epoch)?;
-                let outlived = command == LifecycleCommand::Delete
-                    && running.is_some_and(|epoch| report.epoch < epoch);
-                (confirmed || outlived).then_some(())?;
-                Some((node.clone(), command, report.epoch))
+                let outlived = runs && report.epoch < word.epoch;
+                let stale = confirmed || (outlived && command == LifecycleCommand::Delete);
+                stale.then(|| (node.clone(), command, report.epoch))
             })
             .collect();
         for (node, command, epoch) in stale {
             self.clear(turn, vm, &node, command, epoch);
         }
-    }
-
-    /// The epoch at which the connected owner runs the guest by its own right.
-    fn running_at(&self, vm: VmId) -> Option<Epoch> {
-        let owner = self.records.vms.get(&vm)?.owner.as_ref();
-        let report = self.report(owner.filter(|owner| self.is_up(owner))?, vm)?;
-        (report.state.executes() && guest_ran(report)).then_some(report.epoch)
     }
 
     /// Sends one such command. A stop that is refused is sent again after a

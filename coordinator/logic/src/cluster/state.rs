@@ -243,13 +243,17 @@ impl Cluster {
     }
 
     /// The owner's word, when the owner is connected and reports the domain as
-    /// its own at the record's epoch or a later one, with a guest that ran there.
+    /// its own, with a guest that ran there.
+    pub(super) fn owner_has_it(&self, vm: VmId) -> Option<&DomainReport> {
+        let owner = self.records.vms.get(&vm)?.owner.as_ref();
+        let report = self.report(owner.filter(|owner| self.is_up(owner))?, vm)?;
+        (report.owner && report.state != DomainState::Incoming).then_some(report)
+    }
+
+    /// The same, at the record's epoch or a later one.
     pub(super) fn confirmed(&self, vm: VmId) -> Option<&DomainReport> {
-        let record = self.records.vms.get(&vm)?;
-        let owner = record.owner.as_ref().filter(|owner| self.is_up(owner))?;
-        self.report(owner, vm).filter(|report| {
-            report.owner && report.state != DomainState::Incoming && report.epoch >= record.epoch
-        })
+        let epoch = self.records.vms.get(&vm)?.epoch;
+        self.owner_has_it(vm).filter(|report| report.epoch >= epoch)
     }
 
     /// Nodes that report a domain of the VM.
