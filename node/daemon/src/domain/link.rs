@@ -166,13 +166,13 @@ impl DomainActor {
 
     fn on_qmp(&mut self, event: qmp::Event, ctx: &mut Context<Self>) {
         let happening = Happening::of(&event);
-        // Those that change nothing may be many: a guest can cause some of them
-        // (`RTC_CHANGE`) as often as it likes.
-        if happening.is_some() || event.matters() {
-            tracing::debug!(vm = %self.vm(), event = event.name, data = %event.data, "QMP");
-        } else {
+        if happening.is_none() && !event.matters() {
+            // These may be many: a guest can cause some of them (`RTC_CHANGE`) as
+            // often as it likes.
             tracing::trace!(vm = %self.vm(), event = event.name, data = %event.data, "QMP");
+            return;
         }
+        tracing::debug!(vm = %self.vm(), event = event.name, data = %event.data, "QMP");
         if let Some(happening) = happening {
             self.tell(Event::Happened(happening), ctx);
         }

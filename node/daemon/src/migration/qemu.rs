@@ -210,8 +210,9 @@ pub(super) async fn look(domain: &Addr<DomainActor>) -> Result<Option<QemuMigrat
 
 /// How the migration of a QEMU that receives stands, as soon as it says so: its main
 /// loop may hang until the source is back. It is asked once, since QEMU stops
-/// reading, also what overtakes, when eight commands wait in a session. One whose post-copy was made
-/// to wait for new channels, by a daemon before this one, is as good as paused.
+/// reading, also what overtakes, when eight commands wait in a session. One whose
+/// post-copy was made to wait for new channels, by a daemon before this one, is as
+/// good as paused.
 pub(super) async fn look_at_incoming(
     domain: &Addr<DomainActor>,
 ) -> Result<Option<QemuMigration>, Problem> {

@@ -93,9 +93,11 @@ impl Launch {
         let rescue =
             super::rescue::ends(&self.args).map_err(|e| host_io("a socket pair is refused", &e))?;
         let mut command = Command::new(&self.program);
+        // Even no ends would make it a fork of all of this process.
+        if !rescue.is_empty() {
+            command.fd_mappings(rescue).map_err(Problem::internal)?;
+        }
         command
-            .fd_mappings(rescue)
-            .map_err(Problem::internal)?
             .args(&self.args)
             .stdin(Stdio::from(OwnedFd::from(qmp)))
             .stdout(Stdio::from(log))

@@ -21,6 +21,12 @@ struct Peer {
 }
 
 impl Peer {
+    fn of(stream: UnixStream) -> Self {
+        let (from, to) = stream.into_split();
+        let lines = BufReader::new(from).lines();
+        Self { lines, to }
+    }
+
     async fn asked(&mut self) -> (String, u64) {
         let line = self.lines.next_line().await.unwrap().unwrap();
         let message: serde_json::Value = serde_json::from_str(&line).unwrap();
@@ -36,12 +42,8 @@ impl Peer {
 
 async fn session() -> (Session, tokio::sync::mpsc::Receiver<SessionEvent>, Peer) {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let (from, mut to) = theirs.into_split();
-    to.write_all(GREETING).await.unwrap();
-    let mut peer = Peer {
-        lines: BufReader::new(from).lines(),
-        to,
-    };
+    let mut peer = Peer::of(theirs);
+    peer.to.write_all(GREETING).await.unwrap();
     let negotiate = async {
         let (name, id) = peer.asked().await;
         assert_eq!(name, "qmp_capabilities");
@@ -153,11 +155,7 @@ async fn garbage_is_survived_up_to_a_point() {
 #[tokio::test]
 async fn what_was_left_of_an_earlier_daemons_session_is_skipped() {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let (from, to) = theirs.into_split();
-    let mut peer = Peer {
-        lines: BufReader::new(from).lines(),
-        to,
-    };
+    let mut peer = Peer::of(theirs);
     // The end of a line, an event, and the answer to that daemon's first command.
     peer.says("rn\": {\"status\": \"running\"}, \"id\": 7}\r")
         .await;
