@@ -8,11 +8,13 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+use crate::harness::Cluster;
 
 /// Most that QEMU may take to answer.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -26,11 +28,20 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// Those of a running process; `dirs` are the folders that it names.
+    /// How the node of that number runs a guest.
     ///
     /// # Errors
-    /// When the process is gone.
-    pub fn of(pid: u32, dirs: [&Path; 2]) -> Result<Self> {
+    /// When it does not.
+    pub async fn of_guest(cluster: &Cluster, node: usize, name: &str) -> Result<Self> {
+        let view = cluster.api.vm(name).await?;
+        let node = &cluster.nodes[node];
+        let run = node.run.join(view.id.to_string());
+        let state = node.domain_dir(view.id);
+        Self::of(view.pid.context("its process")?, [&run, &state])
+    }
+
+    /// Those of a running process; `dirs` are the folders that it names.
+    fn of(pid: u32, dirs: [&Path; 2]) -> Result<Self> {
         let bytes = std::fs::read(format!("/proc/{pid}/cmdline"))?;
         let bytes = bytes.strip_suffix(b"\0").unwrap_or(&bytes);
         let mut words = bytes
@@ -134,8 +145,20 @@ pub struct Qmp {
 }
 
 impl Qmp {
-    async fn connect(socket: &Path) -> Result<Self> {
-        let (reader, writer) = UnixStream::connect(socket).await?.into_split();
+    /// Connects to QEMU's `socket` and negotiates.
+    ///
+    /// # Errors
+    /// When QEMU does not greet.
+    pub async fn connect(socket: &Path) -> Result<Self> {
+        Self::over(UnixStream::connect(socket).await?).await
+    }
+
+    /// Negotiates over a connection.
+    ///
+    /// # Errors
+    /// When QEMU does not greet.
+    pub async fn over(stream: UnixStream) -> Result<Self> {
+        let (reader, writer) = stream.into_split();
         let mut qmp = Self {
             lines: BufReader::new(reader).lines(),
             writer,
@@ -193,6 +216,20 @@ impl Qmp {
         };
         let event = tokio::time::timeout(limit, event).await;
         event.context("an event did not come")?
+    }
+
+    /// The event of a migration's end, which has to be a good one.
+    ///
+    /// # Errors
+    /// When it failed or was cancelled, or does not end within `limit`.
+    pub async fn migrated(&mut self, limit: Duration) -> Result<Value> {
+        let has_ended = |event: &Value| {
+            let status = event["data"]["status"].as_str().unwrap_or_default();
+            event["event"] == "MIGRATION" && matches!(status, "completed" | "failed" | "cancelled")
+        };
+        let ended = self.event(limit, has_ended).await?;
+        ensure!(ended["data"]["status"] == "completed", "{ended}");
+        Ok(ended)
     }
 
     async fn next(&mut self) -> Result<Value> {

@@ -4,7 +4,7 @@
 //!   folder, kills them the way a test asks, and takes everything down again.
 //! * [`api`] is a client of the REST interface; [`events`] collects its events
 //!   with the moment of their arrival.
-//! * [`bare`] is QEMU without a manager, to measure against.
+//! * [`bench`] is what the benchmarks have in common; [`bare`] is QEMU without a manager, to measure against.
 //! * [`fault`] lets something go wrong at a chosen moment of a migration.
 //! * [`guest`] makes specs for the counting guest and checks its count.
 //! * [`netns`] makes network namespaces and links between them.
@@ -21,6 +21,7 @@
 
 pub mod api;
 pub mod bare;
+pub mod bench;
 pub mod events;
 pub mod fault;
 pub mod guest;

@@ -18,7 +18,8 @@ use nix::sched::{CloneFlags, unshare};
 /// # Errors
 /// Without root.
 pub fn leave() -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET).context("a network namespace (this test needs root)")?;
+    unshare(CloneFlags::CLONE_NEWNET)
+        .context("a network namespace of its own (this needs root)")?;
     ip("link set lo up").map(|_| ())
 }
 
@@ -49,7 +50,7 @@ impl Pair {
         let Ok(other) = made.join() else {
             bail!("the thread that makes a network namespace died");
         };
-        let other = other.context("a network namespace (this test needs root)")?;
+        let other = other.context("a network namespace of its own (this needs root)")?;
         leave()?;
         let pair = Self { other };
         pair.there("link set lo up")?;

@@ -12,14 +12,13 @@ use godwit_shared::model::{
     BytesPerSec, DomainState, MiB, MigrationPhase, MigrationPolicy, Millis, Postcopy,
     TimeoutAction, codes,
 };
+use godwit_tests::bare::Qmp;
 use godwit_tests::fault::Met;
 use godwit_tests::guest::Work;
 use godwit_tests::harness::ClusterOptions;
 use godwit_tests::scene::{MOVE, SETTLE, Scene};
 use godwit_tests::wait;
 use serde_json::json;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::UnixStream;
 
 /// Without an answer for so long, QEMU's main loop is taken to hang. It reads the
 /// memory of these guests in a tenth of that.
@@ -145,19 +144,10 @@ async fn a_source_daemon_that_dies_in_post_copy_finishes_it_when_it_is_back() {
 /// is not running.
 async fn hang_main_loop(qmp: &Path) {
     let read = async {
-        let (from, mut to) = UnixStream::connect(qmp).await?.into_split();
-        let mut lines = BufReader::new(from).lines();
-        lines.next_line().await?;
+        let mut qmp = Qmp::connect(qmp).await?;
         let size = work().memory.bytes().0;
         let memory = json!({ "val": 0, "size": size, "filename": "/dev/null" });
-        for command in [
-            json!({ "execute": "qmp_capabilities" }),
-            json!({ "execute": "pmemsave", "arguments": memory }),
-        ] {
-            to.write_all(format!("{command}\n").as_bytes()).await?;
-            lines.next_line().await?;
-        }
-        std::io::Result::Ok(())
+        qmp.execute("pmemsave", memory).await
     };
     let answer = tokio::time::timeout(HANGS, read).await;
     assert!(answer.is_err(), "the main loop does not hang: {answer:?}");

@@ -58,8 +58,7 @@ impl Bare {
         let limits = json!({ "max-bandwidth": RATE.0, "downtime-limit": DOWNTIME.0 });
         source.execute("migrate-set-parameters", limits).await?;
         source.execute("migrate", uri).await?;
-        let ended = source.event(MOVE, has_ended).await?;
-        ensure!(ended["data"]["status"] == "completed", "{ended}");
+        source.migrated(MOVE).await?;
         let resumed = |event: &Value| event["event"] == "RESUME";
         target.qmp.event(MOVE, resumed).await?;
         self.machine = target;
@@ -129,9 +128,4 @@ fn folder(dir: &TempDir, start: usize) -> Result<PathBuf> {
     let folder = dir.path().join(start.to_string());
     std::fs::create_dir_all(&folder)?;
     Ok(folder)
-}
-
-fn has_ended(event: &Value) -> bool {
-    let status = event["data"]["status"].as_str().unwrap_or_default();
-    event["event"] == "MIGRATION" && matches!(status, "completed" | "failed" | "cancelled")
 }

@@ -19,8 +19,8 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use godwit_tests::bench;
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
 
 const HELP: &str = "\
 Measures whether reported blackouts are what a guest's peers see. Needs root.
@@ -33,32 +33,7 @@ Usage: bench-blackout [--json] [--runs N]
 
 fn main() -> ExitCode {
     let args = std::env::args().skip(1).collect();
-    let done = network::build().and_then(|()| {
-        // Its threads begin in this thread's namespace, and so do the daemons.
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()?;
-        runtime.block_on(until_stopped(args))
-    });
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "bench-blackout: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// A signal drops everything, and with it every process and the network.
-async fn until_stopped(args: Vec<String>) -> Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        done = run(args) => done,
-        _ = interrupt.recv() => bail!("interrupted"),
-        _ = terminate.recv() => bail!("terminated"),
-    }
+    bench::program("bench-blackout", network::build, async || run(args).await)
 }
 
 async fn run(args: Vec<String>) -> Result<()> {

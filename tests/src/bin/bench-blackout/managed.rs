@@ -48,12 +48,7 @@ impl Managed {
 
     /// How the first node runs the guest.
     pub(crate) async fn recipe(&self) -> Result<Recipe> {
-        let cluster = &self.scene.cluster;
-        let view = cluster.api.vm(GUEST).await?;
-        let node = &cluster.nodes[0];
-        let run = node.run.join(view.id.to_string());
-        let state = node.domain_dir(view.id);
-        Recipe::of(view.pid.context("its process")?, [&run, &state])
+        Recipe::of_guest(&self.scene.cluster, 0, GUEST).await
     }
 
     /// Moves the guest to the other node; the blackout that is reported.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use godwit_tests::bench::median;
 use serde_json::{Value, json};
 
 use crate::watch::Pause;
@@ -91,17 +92,6 @@ impl Samples {
             "other_silence_ms": round(self.median(|s| s.other_silence)),
             "runs_seen_minus_reported_ms": runs.collect::<Vec<_>>(),
         })
-    }
-}
-
-/// The middle one; of an even number the mean of the two in the middle.
-fn median(mut numbers: Vec<f64>) -> f64 {
-    numbers.sort_unstable_by(f64::total_cmp);
-    let middle = numbers.len() / 2;
-    match numbers.len() {
-        0 => f64::NAN,
-        length if length % 2 == 1 => numbers[middle],
-        _ => f64::midpoint(numbers[middle - 1], numbers[middle]),
     }
 }
 

@@ -9,9 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
-use godwit_tests::bare::time_of;
-use serde_json::Value;
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use godwit_tests::bare::{Qmp, time_of};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -87,13 +85,9 @@ async fn accept(listener: UnixListener, seen: Arc<Seen>) {
 }
 
 async fn follow(session: UnixStream, seen: &Seen) -> Result<()> {
-    let (reader, mut writer) = session.into_split();
-    writer
-        .write_all(b"{\"execute\": \"qmp_capabilities\"}\n")
-        .await?;
-    let mut lines = BufReader::new(reader).lines();
-    while let Some(line) = lines.next_line().await? {
-        let event: Value = serde_json::from_str(&line)?;
+    let mut qmp = Qmp::over(session).await?;
+    loop {
+        let event = qmp.event(Duration::MAX, |_| true).await?;
         let what = match event["event"].as_str() {
             Some("STOP") => Event::Stop,
             Some("RESUME") => Event::Resume,
@@ -101,5 +95,4 @@ async fn follow(session: UnixStream, seen: &Seen) -> Result<()> {
         };
         lock(seen).push((what, time_of(&event)));
     }
-    Ok(())
 }

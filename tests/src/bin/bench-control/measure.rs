@@ -76,11 +76,7 @@ async fn alternate(cluster: &Cluster, repeats: usize) -> Result<(Vec<Duration>, 
         cluster.api.succeed(task.id, LIMIT).await?;
         let managed = begun.elapsed();
 
-        let view = cluster.api.vm(&name).await?;
-        let node = &cluster.nodes[0];
-        let run = node.run.join(view.id.to_string());
-        let domain = node.domain_dir(view.id);
-        let recipe = Recipe::of(view.pid.context("its process")?, [&run, &domain])?;
+        let recipe = Recipe::of_guest(cluster, 0, &name).await?;
         cluster
             .api
             .done(&name, LifecycleCommand::Stop, LIMIT)

@@ -2,6 +2,8 @@
 
 use anyhow::{Context as _, Result};
 use godwit_shared::model::{MiB, MigrationPolicy};
+use godwit_tests::bare::Recipe;
+use godwit_tests::bench::median;
 use godwit_tests::guest::{self, Image, Work};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -9,7 +11,7 @@ use tempfile::TempDir;
 use crate::bare::{Bare, Way};
 use crate::lab::Lab;
 use crate::managed::Managed;
-use crate::sample::{Sample, Samples, median, round};
+use crate::sample::{Sample, Samples, round};
 use crate::{corpus, usage};
 
 /// A guest's memory, and how much of it holds something.
@@ -206,7 +208,7 @@ impl<'a> Guests<'a> {
         };
         progress(&format!("booting {name} guests"));
         managed.boot(vec![guest::spec(name, &work)?]).await?;
-        let recipe = managed.recipe(name).await?;
+        let recipe = Recipe::of_guest(&managed.cluster, 0, name).await?;
         let wanted = |side| !wish.alone && cases.iter().any(|case| case.sides.contains(&side));
         let mut guests = Self {
             managed,

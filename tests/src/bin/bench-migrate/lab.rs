@@ -36,12 +36,6 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// Leaves the host's network for good: before there is any other thread.
-    pub(crate) fn leave_host() -> Result<()> {
-        unshare(CloneFlags::CLONE_NEWNET)
-            .context("a network namespace of its own (this needs root)")
-    }
-
     /// Makes the other namespace and the links.
     pub(crate) fn build() -> Result<Self> {
         let made = std::thread::spawn(|| -> Result<File> {

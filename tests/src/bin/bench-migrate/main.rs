@@ -18,8 +18,8 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use godwit_tests::{bench, netns};
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
 
 use cases::Wish;
 use lab::Lab;
@@ -46,31 +46,7 @@ fn main() -> ExitCode {
         usage::touch(mib.parse().unwrap_or(0));
         return ExitCode::SUCCESS;
     }
-    let done = Lab::leave_host().and_then(|()| {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()?;
-        runtime.block_on(until_stopped(args))
-    });
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "bench-migrate: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// A signal drops everything, and with it every process and the network.
-async fn until_stopped(args: Vec<String>) -> Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        done = run(args) => done,
-        _ = interrupt.recv() => bail!("interrupted"),
-        _ = terminate.recv() => bail!("terminated"),
-    }
+    bench::program("bench-migrate", netns::leave, async || run(args).await)
 }
 
 async fn run(args: Vec<String>) -> Result<()> {

@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use futures_util::future::try_join_all;
 use godwit_shared::api::{MigrateRequest, MigrationView};
 use godwit_shared::model::{LifecycleCommand, MiB, MigrationPolicy, VmId, VmSpec};
-use godwit_tests::bare::Recipe;
 use godwit_tests::harness::{Cluster, ClusterOptions, Seat};
 use godwit_tests::wait;
 
@@ -83,15 +82,6 @@ impl Managed {
         api.done(name, LifecycleCommand::Stop, MOVE).await?;
         api.done(name, LifecycleCommand::Delete, MOVE).await?;
         Ok(())
-    }
-
-    /// How the first node runs a guest.
-    pub(crate) async fn recipe(&self, name: &str) -> Result<Recipe> {
-        let view = self.cluster.api.vm(name).await?;
-        let node = &self.cluster.nodes[0];
-        let run = node.run.join(view.id.to_string());
-        let state = node.domain_dir(view.id);
-        Recipe::of(view.pid.context("its process")?, [&run, &state])
     }
 
     /// Types a line on a guest's console and waits for its answer.

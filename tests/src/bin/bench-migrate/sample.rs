@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use godwit_tests::bench::median;
 use serde_json::{Value, json};
 
 /// One run.
@@ -96,17 +97,6 @@ impl Samples {
     }
 }
 
-/// The middle one; of an even number the mean of the two in the middle.
-pub(crate) fn median(mut numbers: Vec<f64>) -> f64 {
-    numbers.sort_unstable_by(f64::total_cmp);
-    let middle = numbers.len() / 2;
-    match numbers.len() {
-        0 => f64::NAN,
-        length if length % 2 == 1 => numbers[middle],
-        _ => f64::midpoint(numbers[middle - 1], numbers[middle]),
-    }
-}
-
 /// To a thousandth.
 pub(crate) fn round(number: f64) -> f64 {
     (number * 1000.0).round() / 1000.0
@@ -116,13 +106,6 @@ pub(crate) fn round(number: f64) -> f64 {
 mod tests {
     #![allow(clippy::float_cmp, reason = "exact in binary")]
     use super::*;
-
-    #[test]
-    fn a_median_is_the_middle_one() {
-        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert!(median(Vec::new()).is_nan());
-    }
 
     #[test]
     fn shares_and_costs_have_their_units() {
