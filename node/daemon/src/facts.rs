@@ -24,9 +24,14 @@ pub fn node_facts(
         boot_id: host.boot_id.clone(),
         kernel: host.kernel.clone(),
         capacity: capacity(config.capacity, host),
+        physical: Capacity {
+            vcpus: host.cores,
+            memory: host.memory,
+        },
         emulators,
         labels: config.labels.clone(),
         address: address.to_string(),
+        ..NodeFacts::default()
     }
 }
 

@@ -191,6 +191,7 @@ mod tests {
             accelerators: vec![Accelerator::Tcg],
             machines: vec!["pc-q35-7.2".into(), "pc-q35-10.0".into()],
             machine_aliases: [("q35".to_owned(), "pc-q35-10.0".to_owned())].into(),
+            cpus: Vec::new(),
         }
     }
 

@@ -33,6 +33,7 @@
 //! `{vm}` is a name or an id. Lists are sorted by name, or by time of birth.
 
 mod calibration;
+mod placement;
 
 use std::collections::BTreeMap;
 
@@ -48,6 +49,10 @@ use crate::model::{
 };
 
 pub use calibration::{Agreement, Calibration, Calibrations, ForecastMet};
+pub use placement::{
+    AddedNode, Change, NodeVerdict, Placed, PlacementView, Room, ScorePart, SimulateRequest,
+    SimulationView, Unplaced,
+};
 
 /// The cluster in a few numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
@@ -374,39 +379,6 @@ pub struct TaskView {
     pub created: UnixMillis,
     /// When it ended.
     pub ended: Option<UnixMillis>,
-}
-
-/// Where a VM would go, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
-pub struct PlacementView {
-    /// The node of choice; none when no node fits.
-    pub node: Option<NodeId>,
-    /// Every node, best first, those that do not fit last.
-    pub nodes: Vec<NodeVerdict>,
-}
-
-/// What placement thinks of one node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
-pub struct NodeVerdict {
-    /// The node.
-    pub node: NodeId,
-    /// Why it does not fit; empty when it does.
-    pub refused: Vec<Problem>,
-    /// Its score, 0 to 1000; the highest wins, then the name.
-    pub score: Option<u32>,
-    /// How the score came about.
-    pub scores: Vec<ScorePart>,
-}
-
-/// One part of a score.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
-pub struct ScorePart {
-    /// The scorer.
-    pub name: String,
-    /// Its points, 0 to 1000, before its weight.
-    pub points: u32,
-    /// Its weight.
-    pub weight: u32,
 }
 
 /// Something happened.

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::spec::{Accelerator, Architecture, VmSpec};
+use super::spec::{Accelerator, Architecture, Hugepages, Taint, VmSpec};
 use super::units::MiB;
 
 /// CPUs and memory that a node offers to guests.
@@ -68,16 +68,94 @@ pub struct NodeFacts {
     pub kernel: String,
     /// What the node offers to guests.
     pub capacity: Capacity,
+    /// What the host has; nothing when it was not told.
+    #[serde(default)]
+    pub physical: Capacity,
+    /// How much of that is offered.
+    #[serde(default)]
+    pub overcommit: Overcommit,
     /// The QEMUs found, by guest architecture.
     pub emulators: Vec<EmulatorFacts>,
     /// Labels from the node's configuration.
     pub labels: BTreeMap<String, String>,
     /// Where peers reach the node: `host:port`.
     pub address: String,
+    /// Marks that keep VMs away, from the node's configuration.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taints: Vec<Taint>,
+    /// The host's NUMA nodes; none when they were not told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub numa: Vec<NumaNode>,
+    /// The storage that the node reaches; everything when it was not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<Vec<StorageFacts>>,
+    /// The networks that the node reaches, by name; all when it was not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub networks: Option<Vec<String>>,
+    /// Files of images that the node holds itself, by path.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<String>,
+}
+
+/// How much of a host's CPUs and memory a node offers, in percent: 400 is four
+/// vCPUs for each core.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct Overcommit {
+    /// vCPUs for 100 cores.
+    pub cpu_percent: u32,
+    /// Guest memory for 100 MiB that the host can spare.
+    pub memory_percent: u32,
+}
+
+impl Default for Overcommit {
+    fn default() -> Self {
+        Self {
+            cpu_percent: 100,
+            memory_percent: 100,
+        }
+    }
+}
+
+/// One NUMA node of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct NumaNode {
+    /// The kernel's number.
+    pub id: u32,
+    /// Its CPUs, by the kernel's numbers.
+    pub cpus: Vec<u32>,
+    /// Its memory.
+    pub memory: MiB,
+    /// Its huge pages, by size: how many the kernel keeps.
+    #[serde(default)]
+    pub hugepages: BTreeMap<Hugepages, u64>,
+}
+
+/// Storage that a node reaches.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct StorageFacts {
+    /// The folder under which it is found.
+    pub path: String,
+    /// The same files are there on every node that names this storage.
+    pub shared: bool,
+}
+
+/// The CPU models of one QEMU with one accelerator on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, ToSchema)]
+pub struct CpuFacts {
+    /// The accelerator.
+    pub accelerator: Accelerator,
+    /// Models that are there in full.
+    pub models: Vec<String>,
+    /// Models that QEMU knows, with the features that the host lacks for each.
+    #[serde(default)]
+    pub lacking: BTreeMap<String, Vec<String>>,
+    /// Features that a guest can be given; none when they were not told.
+    #[serde(default)]
+    pub features: Vec<String>,
 }
 
 /// One QEMU of a node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, ToSchema)]
 pub struct EmulatorFacts {
     /// The guest architecture that it runs.
     pub architecture: Architecture,
@@ -91,4 +169,7 @@ pub struct EmulatorFacts {
     pub machines: Vec<String>,
     /// What `q35` and the like stand for here: `q35` to `pc-q35-10.0`.
     pub machine_aliases: BTreeMap<String, String>,
+    /// Its CPU models, by accelerator; none when they were not told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cpus: Vec<CpuFacts>,
 }

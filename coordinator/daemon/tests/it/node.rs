@@ -211,6 +211,7 @@ fn facts() -> NodeFacts {
         accelerators: vec![Accelerator::Tcg],
         machines: vec!["pc-q35-10.0".into()],
         machine_aliases: BTreeMap::from([("q35".into(), "pc-q35-10.0".into())]),
+        cpus: Vec::new(),
     };
     NodeFacts {
         software: "0.1.0".into(),
@@ -224,6 +225,7 @@ fn facts() -> NodeFacts {
         emulators: vec![emulator],
         labels: BTreeMap::new(),
         address: "127.0.0.1:7441".into(),
+        ..NodeFacts::default()
     }
 }
 

@@ -112,6 +112,7 @@ fn verdict(candidate: &Candidate<'_>, request: &Request<'_>, weights: &Weights) 
     NodeVerdict {
         node: candidate.node.clone(),
         refused,
+        changes: Vec::new(),
         score,
         scores,
     }

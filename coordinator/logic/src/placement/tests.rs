@@ -27,6 +27,7 @@ fn facts(vcpus: u32, memory: u64) -> NodeFacts {
             accelerators: vec![Accelerator::Tcg],
             machines: vec!["pc-q35-10.0".into(), "pc-q35-7.2".into()],
             machine_aliases: BTreeMap::from([("q35".into(), "pc-q35-10.0".into())]),
+            cpus: Vec::new(),
         }],
         labels: BTreeMap::from([("zone".into(), "a".into())]),
         ..NodeFacts::default()

@@ -89,6 +89,7 @@ pub fn read(
             accelerators,
             machines,
             machine_aliases,
+            cpus: Vec::new(),
         },
         sandbox: has_option(&answers.sandbox, "sandbox"),
         postcopy: answers.postcopy.is_object(),

@@ -164,6 +164,7 @@ mod tests {
             accelerators: accelerators.to_vec(),
             machines: vec!["pc-q35-10.0".into()],
             machine_aliases: [("q35".to_owned(), "pc-q35-10.0".to_owned())].into(),
+            cpus: Vec::new(),
         }
     }
 

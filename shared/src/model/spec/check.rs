@@ -25,14 +25,11 @@ impl VmSpec {
         }
         self.check_cpu(&mut found);
         self.check_memory(&mut found);
+        self.check_backing(&mut found);
         self.check_boot(&mut found);
         self.check_disks(&mut found);
         self.check_nics(&mut found);
-        check_labels(
-            "placement.node_labels",
-            &self.placement.node_labels,
-            &mut found,
-        );
+        self.check_placement(&mut found);
         found
     }
 
@@ -179,7 +176,7 @@ fn mac_octets(text: &str) -> Option<[u8; 6]> {
     parts.next().is_none().then_some(octets)
 }
 
-fn invalid(
+pub(super) fn invalid(
     field: impl Into<String>,
     value: impl std::fmt::Display,
     remedy: impl Into<String>,
@@ -203,7 +200,7 @@ fn check_path(field: &str, path: &str, found: &mut Vec<Problem>) {
 }
 
 /// A name that QEMU takes: letters, digits, `-`, `_`, `.`.
-fn check_token(field: &str, text: &str, found: &mut Vec<Problem>) {
+pub(super) fn check_token(field: &str, text: &str, found: &mut Vec<Problem>) {
     let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     if text.is_empty() || text.len() > 64 || !text.bytes().all(fine) {
         found.push(invalid(
@@ -214,7 +211,7 @@ fn check_token(field: &str, text: &str, found: &mut Vec<Problem>) {
     }
 }
 
-fn check_labels(
+pub(super) fn check_labels(
     field: &str,
     labels: &std::collections::BTreeMap<String, String>,
     found: &mut Vec<Problem>,
@@ -226,9 +223,8 @@ fn check_labels(
             format!("give at most {MAX_LABELS}"),
         ));
     }
-    let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/');
     for (key, value) in labels {
-        if key.is_empty() || key.len() > 128 || !key.bytes().all(fine) {
+        if !label_key(key) {
             found.push(invalid(
                 field,
                 key,
@@ -243,4 +239,10 @@ fn check_labels(
             ));
         }
     }
+}
+
+/// Whether a label, or what is named like one, may be called that.
+pub(super) fn label_key(key: &str) -> bool {
+    let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/');
+    !key.is_empty() && key.len() <= 128 && key.bytes().all(fine)
 }

@@ -11,7 +11,9 @@
 //! on both sides.
 
 mod check;
+mod check_placement;
 mod parse;
+pub mod placement;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +27,10 @@ use super::id::VmName;
 use super::units::MiB;
 
 pub use parse::{SpecFormat, json_schema};
+pub use placement::{
+    AffinityRule, Hugepages, MemoryBacking, NumaFit, PlacementSpec, RuleMode, SpreadRule, Taint,
+    TaintEffect, Toleration,
+};
 
 /// One VM as its operator describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
@@ -53,6 +59,9 @@ pub struct VmSpec {
     #[schemars(with = "MemoryText")]
     #[schema(value_type = String, example = "2GiB")]
     pub memory: MiB,
+    /// What that memory is made of on the host.
+    #[serde(default, skip_serializing_if = "MemoryBacking::is_default")]
+    pub memory_backing: MemoryBacking,
     /// What to boot. Without a kernel the firmware boots the first disk.
     #[serde(default)]
     pub boot: BootSpec,
@@ -276,6 +285,15 @@ pub enum NicNetwork {
     User,
 }
 
+impl NicNetwork {
+    /// The network's name, as nodes list those that they reach.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::User => "user",
+        }
+    }
+}
+
 /// Network devices.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, ToSchema,
@@ -287,18 +305,6 @@ pub enum NicModel {
     Virtio,
     /// Intel 82574L, for guests without virtio drivers.
     E1000e,
-}
-
-/// Where a VM may run.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct PlacementSpec {
-    /// Labels that a node has to carry, with these values.
-    #[serde(default)]
-    pub node_labels: BTreeMap<String, String>,
-    /// Keep apart from VMs that carry the same value of this label of their own.
-    #[serde(default)]
-    pub spread_by: Option<String>,
 }
 
 fn yes() -> bool {

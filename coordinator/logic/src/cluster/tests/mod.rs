@@ -97,6 +97,7 @@ pub(super) fn facts(memory: u64) -> NodeFacts {
             accelerators: vec![Accelerator::Tcg],
             machines: vec!["pc-q35-10.0".into()],
             machine_aliases: BTreeMap::from([("q35".into(), "pc-q35-10.0".into())]),
+            cpus: Vec::new(),
         }],
         address: "192.0.2.1:7441".into(),
         ..NodeFacts::default()
