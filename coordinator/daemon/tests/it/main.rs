@@ -9,6 +9,7 @@
 
 mod api;
 mod console;
+mod crash;
 mod events;
 mod join;
 mod node;
