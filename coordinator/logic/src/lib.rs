@@ -13,4 +13,5 @@ pub mod cluster;
 pub mod effect;
 pub mod input;
 pub mod placement;
+pub mod plan;
 pub mod record;
