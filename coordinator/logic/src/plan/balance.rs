@@ -82,9 +82,9 @@ impl<'a> Balance<'a> {
         let open: Vec<_> = open.filter(|(host, _)| host.open).collect();
         self.open = open.len() as f64;
         for (_, load) in open {
-            for kind in 0..KINDS {
-                self.sums[kind] += load[kind];
-                self.squares[kind] += load[kind] * load[kind];
+            for (kind, share) in load.iter().enumerate() {
+                self.sums[kind] += share;
+                self.squares[kind] += share * share;
             }
         }
     }
