@@ -29,6 +29,7 @@ use crate::host::{self, EndpointsFile, HostDescription, NodePaths, StateLock};
 use crate::identity::{self, IdentityStore, JoinedCluster, chain_of};
 use crate::members;
 use crate::migration::{MigrationContext, MigrationManager, Tombstones};
+use crate::numa::Roots;
 use crate::qemu::probe::{Emulator, probe_all};
 use crate::supervisor::messages::Restored;
 use crate::supervisor::{Supervisor, SupervisorContext};
@@ -311,7 +312,8 @@ fn describe(
     let host = HostDescription::read()?;
     let emulators: Vec<EmulatorFacts> = emulators.iter().map(|one| one.facts.clone()).collect();
     tell_emulators(&emulators);
-    Ok(node_facts(&host, config, emulators, address))
+    let roots = Roots::default();
+    Ok(node_facts(&host, config, emulators, address, &roots))
 }
 
 fn tell_emulators(emulators: &[EmulatorFacts]) {

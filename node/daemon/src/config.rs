@@ -5,6 +5,7 @@
 //! or into every problem at once. Nothing here asks the host or the network.
 
 mod address;
+mod placement;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use godwit_shared::transport::TransportOptions;
 use serde::Deserialize;
 
 pub use address::HostPort;
+pub use placement::PlacementConfig;
 
 /// Where the daemon keeps what has to survive it.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/godwit/node";
@@ -57,6 +59,8 @@ pub struct NodeConfig {
     pub labels: BTreeMap<String, String>,
     /// What is offered to guests.
     pub capacity: CapacityConfig,
+    /// What else placement has to know.
+    pub placement: PlacementConfig,
     /// Emulators to use instead of those in `PATH`.
     pub emulators: BTreeMap<Architecture, PathBuf>,
     /// How fast a lost peer is noticed.
@@ -68,9 +72,9 @@ pub struct NodeConfig {
 /// What is offered to guests; what is absent follows from the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CapacityConfig {
-    /// vCPUs. Default: four for each core of the host.
+    /// vCPUs. Default: the host's cores, overcommitted.
     pub vcpus: Option<u32>,
-    /// Guest memory. Default: the host's, less 512 MiB.
+    /// Guest memory. Default: the host's, less 512 MiB, overcommitted.
     pub memory: Option<MiB>,
 }
 
@@ -115,6 +119,14 @@ pub struct RawConfig {
     #[serde(default)]
     capacity: RawCapacity,
     #[serde(default)]
+    overcommit: placement::RawOvercommit,
+    #[serde(default)]
+    taints: Vec<String>,
+    storage: Option<Vec<placement::RawStorage>>,
+    networks: Option<Vec<String>>,
+    #[serde(default)]
+    images: Vec<PathBuf>,
+    #[serde(default)]
     emulators: BTreeMap<Architecture, PathBuf>,
     #[serde(default)]
     liveness: RawLiveness,
@@ -149,6 +161,13 @@ impl NodeConfig {
     /// in [`Problem::also`].
     pub fn check(raw: RawConfig, flags: Overrides) -> Result<Self, Problem> {
         let mut found = Vec::new();
+        let about_placement = placement::Raw {
+            overcommit: raw.overcommit,
+            taints: raw.taints,
+            storage: raw.storage,
+            networks: raw.networks,
+            images: raw.images,
+        };
         let config = Self {
             name: name(flags.name.or(raw.name), &mut found),
             state_dir: state_dir(flags.state_dir.or(raw.state_dir), &mut found),
@@ -158,6 +177,7 @@ impl NodeConfig {
             coordinator: coordinator(raw.coordinator, &mut found),
             labels: labels(raw.labels, &mut found),
             capacity: capacity(raw.capacity, &mut found),
+            placement: placement::check(about_placement, &mut found),
             emulators: emulators(raw.emulators, &mut found),
             liveness: liveness(&raw.liveness, &mut found),
             log: log(flags.log.or(raw.log), &mut found),

@@ -7,7 +7,7 @@
 //! * [`bus`]: the notice board between those who own state and the uplink.
 //! * [`cli`], [`config`], [`logging`]: the command line, the settings, the log.
 //! * [`host`], [`facts`], [`identity`]: the host's files, and what and who the
-//!   node is.
+//!   node is; [`numa`], [`reach`]: its memory, and what it reaches.
 //! * [`fault`]: where tests make a daemon wait.
 //! * [`images`]: disks that are made for guests that arrive.
 //! * [`join`]: how a host becomes a node.
@@ -30,7 +30,9 @@ pub mod journal;
 pub mod logging;
 pub mod members;
 pub mod migration;
+pub mod numa;
 pub mod qemu;
+pub mod reach;
 pub mod supervisor;
 pub mod uplink;
 

@@ -44,6 +44,10 @@ fn the_annotated_example_says_what_it_says() {
     assert!(!config.coordinator.is_empty() && !config.labels.is_empty());
     assert!(config.capacity.vcpus.is_some() && config.capacity.memory.is_some());
     assert_eq!(config.emulators.len(), 3);
+    let placement = &config.placement;
+    assert_eq!(placement.overcommit.cpu_percent, 400);
+    assert!(!placement.taints.is_empty() && placement.storage.is_some());
+    assert!(placement.networks.is_some() && !placement.images.is_empty());
 }
 
 #[test]
@@ -85,6 +89,20 @@ fn every_wrong_value_names_field_value_and_remedy() {
         ("capacity = { memory = -1 }", "capacity.memory", "-1"),
         ("capacity = { memory = 0 }", "capacity.memory", "0"),
         (
+            "overcommit = { cpu_percent = 0 }",
+            "overcommit.cpu_percent",
+            "0",
+        ),
+        (
+            "overcommit = { memory_percent = 1001 }",
+            "overcommit.memory_percent",
+            "1001",
+        ),
+        ("taints = [\"a\", \"b:never\"]", "taints[1]", "b:never"),
+        ("storage = [{ path = \"srv\" }]", "storage[0].path", "srv"),
+        ("networks = [\"a b\"]", "networks[0]", "a b"),
+        ("images = [\"srv\"]", "images[0]", "srv"),
+        (
             "emulators = { x86_64 = \"qemu\" }",
             "emulators.x86_64",
             "qemu",
@@ -110,6 +128,7 @@ fn unknown_settings_get_the_nearest_one() {
     for (text, remedy) in [
         ("lisen = \"a\"", "did you mean `listen`?"),
         ("[capacity]\nvcpu = 1", "did you mean `vcpus`?"),
+        ("[overcommit]\ncpu_pct = 1", "did you mean `cpu_percent`?"),
         (
             "[liveness]\nkeepalive_ms = 1",
             "did you mean `keep_alive_ms`?",

@@ -79,25 +79,33 @@ async fn probe(
             Command::new("query-command-line-options", json!({"option": "sandbox"})),
             Command::plain("query-cpu-definitions"),
             postcopy_on(),
+            largest_cpu(architecture),
         ],
     )
     .await?;
-    let [version, machines, sandbox, cpus, postcopy] =
-        <[Value; 5]>::try_from(replies).unwrap_or_default();
+    let [version, machines, sandbox, cpus, postcopy, features] =
+        <[Value; 6]>::try_from(replies).unwrap_or_default();
     let mut answers = Answers {
         version,
         machines,
         sandbox,
         cpus,
         postcopy,
+        features,
         kvm_cpus: Value::Null,
+        kvm_features: Value::Null,
     };
     let kvm = evidence.worth_asking(architecture) && {
-        let questions = ["query-kvm", "query-cpu-definitions"].map(Command::plain);
+        let questions = [
+            Command::plain("query-kvm"),
+            Command::plain("query-cpu-definitions"),
+            largest_cpu(architecture),
+        ];
         let args = ["-machine", "none", "-accel", "kvm"];
         let replies = ask(program, &args, &questions).await.unwrap_or_default();
-        let [works, cpus] = <[Value; 2]>::try_from(replies).unwrap_or_default();
+        let [works, cpus, features] = <[Value; 3]>::try_from(replies).unwrap_or_default();
         answers.kvm_cpus = cpus;
+        answers.kvm_features = features;
         evidence.works(architecture, &works)
     };
     Ok(facts::read(
@@ -106,6 +114,18 @@ async fn probe(
         &answers,
         kvm,
     )?)
+}
+
+/// Asks for every feature that a guest can be given. Only x86 tells them by
+/// themselves (`static`); the other architectures know the full expansion only,
+/// and Power knows neither.
+fn largest_cpu(architecture: Architecture) -> Command {
+    let kind = match architecture {
+        Architecture::X86_64 => "static",
+        Architecture::Aarch64 | Architecture::Ppc64 => "full",
+    };
+    let arguments = json!({"type": kind, "model": {"name": "max"}});
+    Command::new("query-cpu-model-expansion", arguments)
 }
 
 /// QEMU tries here whether the host has what post-copy needs.

@@ -2,17 +2,21 @@
 //!
 //! A probe runs QEMU without a machine and asks `query-version`,
 //! `query-machines`, `query-kvm`, `query-command-line-options` and
-//! `query-cpu-definitions`, and tries whether post-copy can be switched on. The
+//! `query-cpu-definitions` and `query-cpu-model-expansion`, and tries whether post-copy can be switched on. The
 //! answers are read leniently: what is missing counts as not there.
 
 use std::collections::BTreeMap;
 
-use godwit_shared::model::capacity::EmulatorFacts;
+use godwit_shared::model::capacity::{CpuFacts, EmulatorFacts};
 use godwit_shared::model::spec::{Accelerator, Architecture};
 use serde_json::Value;
 
 /// Oldest QEMU that is supported.
 pub const OLDEST: (u64, u64) = (7, 2);
+
+/// So many lacking features are told of a model: a hundred models with all of
+/// theirs would be most of what a coordinator remembers of a node.
+const LACKING_TOLD: usize = 8;
 
 /// One QEMU of this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,8 +65,12 @@ pub struct Answers {
     pub sandbox: Value,
     /// `query-cpu-definitions` with emulation.
     pub cpus: Value,
-    /// The same with KVM; null where KVM does not work.
+    /// `query-cpu-model-expansion` of `max` with emulation.
+    pub features: Value,
+    /// The models with KVM; null where KVM does not work.
     pub kvm_cpus: Value,
+    /// The features of `max` with KVM.
+    pub kvm_features: Value,
     /// `migrate-set-capabilities` with `postcopy-ram`: an empty object when taken.
     pub postcopy: Value,
 }
@@ -77,10 +85,14 @@ pub fn read(
     let (machines, machine_aliases) = read_machines(&answers.machines);
     let mut accelerators = vec![Accelerator::Tcg];
     let mut cpus = vec![(Accelerator::Tcg, read_cpus(&answers.cpus))];
+    let mut told = vec![cpu_facts(&cpus[0], &answers.features)];
     if kvm {
         accelerators.insert(0, Accelerator::Kvm);
-        cpus.push((Accelerator::Kvm, read_cpus(&answers.kvm_cpus)));
+        let models = (Accelerator::Kvm, read_cpus(&answers.kvm_cpus));
+        told.insert(0, cpu_facts(&models, &answers.kvm_features));
+        cpus.push(models);
     }
+    told.retain(|facts| !facts.models.is_empty());
     Ok(Emulator {
         facts: EmulatorFacts {
             architecture,
@@ -89,7 +101,7 @@ pub fn read(
             accelerators,
             machines,
             machine_aliases,
-            cpus: Vec::new(),
+            cpus: told,
         },
         sandbox: has_option(&answers.sandbox, "sandbox"),
         postcopy: answers.postcopy.is_object(),
@@ -117,6 +129,32 @@ fn read_cpus(answer: &Value) -> CpuModels {
             Some((name, missing.map(str::to_owned).collect()))
         })
         .collect()
+}
+
+/// The same as other parts of the cluster are told of it.
+fn cpu_facts((accelerator, known): &(Accelerator, CpuModels), expansion: &Value) -> CpuFacts {
+    let (full, mut lacking): (CpuModels, CpuModels) = known
+        .clone()
+        .into_iter()
+        .partition(|(_, missing)| missing.is_empty());
+    for missing in lacking.values_mut() {
+        missing.truncate(LACKING_TOLD);
+    }
+    CpuFacts {
+        accelerator: *accelerator,
+        models: full.into_keys().collect(),
+        lacking,
+        features: read_features(expansion),
+    }
+}
+
+/// What is switched on in the model that has all there is.
+fn read_features(expansion: &Value) -> Vec<String> {
+    let props = expansion.pointer("/model/props").and_then(Value::as_object);
+    let on = props.into_iter().flatten().filter(|(_, on)| **on == true);
+    let mut features: Vec<String> = on.map(|(name, _)| name.clone()).collect();
+    features.sort();
+    features
 }
 
 fn read_version(answer: &Value) -> Result<String, ProbeError> {
@@ -217,7 +255,11 @@ mod tests {
                 {"name": "EPYC-v4", "unavailable-features": ["osvw", "ibpb"]},
                 {"unnamed": 1},
             ]),
+            features: json!({"model": {"name": "base", "props": {
+                "avx2": true, "aes": true, "avx512f": false, "level": 13,
+            }}}),
             kvm_cpus: json!([{"name": "host"}]),
+            kvm_features: Value::Null,
             postcopy: json!({}),
         }
     }
@@ -239,6 +281,30 @@ mod tests {
             [Accelerator::Kvm, Accelerator::Tcg]
         );
         assert!(with.cpu_models("kvm").unwrap()["host"].is_empty());
+    }
+
+    #[test]
+    fn others_are_told_of_models_and_features_by_accelerator() {
+        let probed = |kvm| read(Architecture::X86_64, "/q", &answers(), kvm).unwrap();
+        let [tcg] = &probed(false).facts.cpus[..] else {
+            unreachable!("one accelerator, one list");
+        };
+        assert_eq!(tcg.accelerator, Accelerator::Tcg);
+        assert_eq!(tcg.models, ["qemu64"]);
+        assert_eq!(tcg.lacking["EPYC-v4"], ["osvw", "ibpb"]);
+        assert_eq!(tcg.features, ["aes", "avx2"]);
+        let many: Vec<String> = (0..20).map(|n| format!("f{n}")).collect();
+        let model = json!([{"name": "a"}, {"name": "b", "unavailable-features": many}]);
+        let known = (Accelerator::Tcg, read_cpus(&model));
+        let told = cpu_facts(&known, &Value::Null);
+        assert_eq!(told.lacking["b"].len(), LACKING_TOLD);
+        let both = probed(true).facts.cpus;
+        assert_eq!(
+            both[0].accelerator,
+            Accelerator::Kvm,
+            "best first, as accelerators are"
+        );
+        assert!(both[0].features.is_empty() && both.len() == 2);
     }
 
     #[test]

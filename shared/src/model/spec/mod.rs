@@ -14,6 +14,7 @@ mod check;
 mod check_placement;
 mod parse;
 pub mod placement;
+pub mod taint;
 #[cfg(test)]
 mod tests;
 
