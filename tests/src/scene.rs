@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use godwit_shared::api::{MigrateRequest, MigrationView, TaskView, VmView};
 use godwit_shared::model::{
-    BytesPerSec, DomainState, MigrationId, MigrationPhase, MigrationPolicy, VmId,
+    BytesPerSec, DomainState, MigrationId, MigrationPhase, MigrationPolicy, VmId, VmSpec,
 };
 
 use crate::guest::{self, Count, Trail, Work};
@@ -45,22 +45,43 @@ impl Scene {
     /// # Errors
     /// When one does not.
     pub async fn boot(&mut self, guests: &[(&str, usize)], work: &Work) -> Result<()> {
-        let mut tasks = Vec::new();
+        let mut specs = Vec::new();
         for (name, node) in guests {
-            let spec = guest::spec(name, work)?;
-            let node = Some(self.cluster.name(*node));
+            specs.push((guest::spec(name, work)?, Some(*node)));
+        }
+        self.boot_all(specs).await
+    }
+
+    /// Starts a guest of that spec, and waits until it counts.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn boot_as(&mut self, spec: VmSpec, node: usize) -> Result<()> {
+        self.boot_all(vec![(spec, Some(node))]).await
+    }
+
+    /// Starts guests all at once, each on its node or where placement puts it,
+    /// and waits until each counts.
+    ///
+    /// # Errors
+    /// When one does not.
+    pub async fn boot_all(&mut self, guests: Vec<(VmSpec, Option<usize>)>) -> Result<()> {
+        let (mut tasks, mut names) = (Vec::new(), Vec::new());
+        for (spec, node) in guests {
+            names.push(spec.name.to_string());
+            let node = node.map(|node| self.cluster.name(node));
             tasks.push(self.cluster.api.create(spec, true, node).await?);
         }
         for task in &tasks {
             self.cluster.api.succeed(task.id, BOOT).await?;
         }
-        for (name, _) in guests {
+        for name in &names {
             let view = self.cluster.api.vm(name).await?;
             let trail = (view.id, Trail::default());
-            self.trails.insert((*name).to_owned(), trail);
+            self.trails.insert(name.clone(), trail);
             self.visit(name).await?;
         }
-        for (name, _) in guests {
+        for name in &names {
             self.counts_past(name, 0, BOOT).await?;
         }
         Ok(())

@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use godwit_node_logic::numa::{cpu_list, meminfo, node_number, page_size};
+use godwit_node_logic::qemu::backing::{Backing, BackingError, choose};
+use godwit_shared::model::VmSpec;
 use godwit_shared::model::capacity::NumaNode;
 use godwit_shared::model::spec::Hugepages;
 
@@ -64,6 +66,16 @@ pub fn read(roots: &Roots) -> Vec<NumaNode> {
 /// What is free now.
 pub fn free(roots: &Roots) -> Vec<NumaNode> {
     look(roots, Count::Free)
+}
+
+/// What the memory of that guest is made of here, as things stand. Blocks for
+/// as long as a few files of sysfs take.
+pub fn backing(spec: &VmSpec) -> Result<Backing, BackingError> {
+    if spec.memory_backing.is_default() {
+        return Ok(Backing::default());
+    }
+    let roots = Roots::default();
+    choose(spec, &read(&roots), &free(&roots))
 }
 
 fn look(roots: &Roots, count: Count) -> Vec<NumaNode> {

@@ -7,7 +7,7 @@ use actix::prelude::*;
 use godwit_node_logic::domain::{Action, AgentAction, Effect, Event, Request, Timer};
 use godwit_node_logic::handoff::HandoffRecord;
 use godwit_node_logic::qemu::plan::{choose_accel, choose_cpu_model, choose_machine, emulator_for};
-use godwit_node_logic::qemu::{Accel, LaunchPlan, argv, facts::Emulator};
+use godwit_node_logic::qemu::{Accel, Backing, LaunchPlan, argv, facts::Emulator};
 use godwit_node_logic::qmp::Command;
 use godwit_shared::model::spec::Architecture;
 use godwit_shared::model::{DomainReport, Problem, Usage, codes};
@@ -18,6 +18,7 @@ use super::messages::{DomainSignal, IncomingRequest};
 use super::{DomainActor, Waiter};
 use crate::images;
 use crate::journal::RunRecord;
+use crate::numa;
 use crate::qemu::process::Launch;
 use crate::qemu::rescue::Begun;
 use crate::supervisor::Forget;
@@ -231,6 +232,7 @@ impl DomainActor {
             log_offset: std::fs::metadata(self.place.qemu_log()).map_or(0, |m| m.len()),
         };
         self.place.sockets()?;
+        self.backing()?;
         self.node.ledger.reserve(self.vm(), Usage::of(spec))?;
         self.record.machine = Some(machine);
         self.record.run = Some(run);
@@ -252,6 +254,12 @@ impl DomainActor {
             .ok_or_else(|| Problem::internal("an emulator vanished"))
     }
 
+    /// What the memory is made of here: looked at anew, because other guests
+    /// take pages meanwhile.
+    fn backing(&self) -> Result<Backing, Problem> {
+        numa::backing(&self.record.spec).map_err(|error| error.problem(codes::QEMU_START))
+    }
+
     fn launch(&self) -> Result<Launch, Problem> {
         let emulator = self.emulator(self.record.spec.architecture)?;
         let run = self.record.run.as_ref();
@@ -268,6 +276,7 @@ impl DomainActor {
             machine: run.machine.clone(),
             accel,
             cpu_model: run.cpu_model.clone(),
+            backing: self.backing()?,
             incoming: self.machine.view().migration.is_some(),
             sandbox: emulator.sandbox,
             sockets: self.place.sockets()?,

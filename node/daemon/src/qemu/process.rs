@@ -19,6 +19,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use command_fds::CommandFdExt as _;
+use godwit_node_logic::numa::meminfo;
 use godwit_shared::model::{Bytes, DomainUsage, MiB, Problem, UnixMillis, codes};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
@@ -254,7 +255,8 @@ impl Qemu {
         Ok(Sample {
             usage: DomainUsage {
                 cpu_ms: stat.cpu_ticks.saturating_mul(1000) / ticks,
-                resident: MiB(stat.resident_pages.saturating_mul(pages) >> 20),
+                resident: MiB(stat.resident_pages.saturating_mul(pages) >> 20)
+                    + huge_pages(self.id.pid).unwrap_or_default(),
                 read: Bytes(read),
                 written: Bytes(written),
                 at: UnixMillis::now(),
@@ -311,6 +313,13 @@ impl Stat {
             resident_pages: number(24)?,
         })
     }
+}
+
+/// Huge pages, which do not count as resident (`HugetlbPages` of
+/// proc_pid_status(5)).
+fn huge_pages(pid: u32) -> Option<MiB> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    meminfo(&text, "HugetlbPages")
 }
 
 /// Bytes from and to storage: `read_bytes` and `write_bytes` of `/proc/PID/io`.

@@ -10,6 +10,7 @@ use super::{Supervisor, actor_gone};
 use crate::domain::DomainActor;
 use crate::domain::messages::{BecomeIncoming, Describe, DiscardIncoming};
 use crate::images::{self, NewImage};
+use crate::numa;
 
 impl Handler<StartIncoming> for Supervisor {
     type Result = ResponseFuture<Result<Addr<DomainActor>, Problem>>;
@@ -67,6 +68,8 @@ impl Handler<CheckIncoming> for Supervisor {
             let look = move || {
                 let mut found = missing_files(&spec, &images);
                 found.extend(images::blockers(&images));
+                let backing = numa::backing(&spec).err();
+                found.extend(backing.map(|error| error.problem(codes::MIGRATION_BLOCKED)));
                 found
             };
             let files = tokio::task::spawn_blocking(look).await;

@@ -91,11 +91,7 @@ impl Args {
             format!("cpus={cpus},sockets=1,cores={cpus},threads=1"),
         );
         self.option("-m", format!("size={}M", plan.spec.memory.0));
-        let memory = plan.spec.memory.bytes().0;
-        self.json(
-            "-object",
-            &json!({"qom-type": "memory-backend-ram", "id": "mem0", "size": memory}),
-        );
+        self.json("-object", &plan.backing.object("mem0", plan.spec.memory));
         self.option("-rtc", "base=utc");
     }
 

@@ -2,6 +2,7 @@
 use godwit_shared::model::spec::SpecFormat;
 use godwit_shared::model::{VmId, VmSpec};
 
+use super::super::backing::Backing;
 use super::super::plan::Sockets;
 use super::*;
 
@@ -12,6 +13,7 @@ fn plan(spec: &str, machine: &str, cpu_model: &str) -> LaunchPlan {
         machine: machine.into(),
         accel: Accel::Tcg,
         cpu_model: cpu_model.into(),
+        backing: Backing::default(),
         incoming: false,
         sandbox: true,
         sockets: Sockets {
@@ -114,4 +116,16 @@ fn many_disks_find_a_place_each() {
     let text = lines(&plan(&spec, "q35", "qemu64"));
     assert!(text.contains("\"bus\":\"sata2.3\""), "{text}");
     assert!(text.contains("\"bus\":\"port-disk15\""), "{text}");
+}
+
+#[test]
+fn huge_pages_of_one_numa_node() {
+    let mut plan = plan(SMALL, "pc-q35-10.0", "qemu64");
+    plan.backing = Backing {
+        pages: godwit_shared::model::spec::Hugepages::Mib2,
+        node: Some(1),
+    };
+    let text = lines(&plan);
+    let object = text.lines().find(|line| line.contains("mem0\"")).unwrap();
+    insta::assert_snapshot!(object, @r#"-object {"qom-type":"memory-backend-memfd","id":"mem0","size":67108864,"hugetlb":true,"hugetlbsize":2097152,"prealloc":true,"host-nodes":[1],"policy":"bind"}"#);
 }

@@ -1,23 +1,26 @@
 //! QEMU as a program: which one, with what arguments, and what it can do.
 //!
 //! * [`plan`] decides how a spec is run on this host: [`LaunchPlan`];
+//! * [`backing`] chooses what the guest's memory is made of;
 //! * [`argv`] spells a plan out;
 //! * [`facts`] reads what a probed QEMU says of itself, and decides whether KVM
 //!   really works.
 //!
 //! # Invariants
 //! * The same plan gives the same arguments on every node: both sides of a
-//!   migration build the same machine, down to the addresses of its devices.
+//!   migration build the same machine, down to the addresses of its devices. Only the NUMA node of its memory may differ.
 //! * Paths and names never reach a comma-separated option unescaped.
 //! * The CPUs never run by themselves (`-S`): the daemon says `cont`.
 
 pub mod argv;
+pub mod backing;
 mod devices;
 pub mod facts;
 mod mac;
 pub mod plan;
 
 pub use argv::argv;
+pub use backing::{Backing, BackingError};
 pub use mac::mac_address;
 pub use plan::{Accel, LaunchPlan, PlanError, Sockets};
 

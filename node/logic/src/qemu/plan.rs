@@ -4,6 +4,8 @@ use godwit_shared::model::capacity::EmulatorFacts;
 use godwit_shared::model::spec::{Accelerator, Architecture};
 use godwit_shared::model::{Problem, VmId, VmSpec, codes};
 
+use super::backing::Backing;
+
 /// Everything that QEMU's arguments follow from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaunchPlan {
@@ -17,6 +19,8 @@ pub struct LaunchPlan {
     pub accel: Accel,
     /// The CPU model.
     pub cpu_model: String,
+    /// What the memory is made of.
+    pub backing: Backing,
     /// Wait for a migration instead of booting.
     pub incoming: bool,
     /// Whether this QEMU was built with seccomp (`-sandbox`).
