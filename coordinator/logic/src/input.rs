@@ -1,7 +1,7 @@
 //! What happens to the cluster: operators' wishes, nodes' words, timers.
 
 use godwit_shared::api::{
-    CommandOptions, CreateVm, MigrateRequest, MigrationView, NodeView, TaskView,
+    CommandOptions, CreateVm, MarkRequest, MigrateRequest, MigrationView, NodeView, TaskView,
 };
 use godwit_shared::model::{
     LifecycleCommand, MigrationId, MigrationTuning, Millis, NodeId, TaskId, UnixMillis, VmId,
@@ -87,6 +87,13 @@ pub enum Input {
         node: NodeId,
         /// Cordon it, or take the cordon away.
         cordoned: bool,
+    },
+    /// Change the labels and taints that operators gave to a node.
+    Mark {
+        /// The node.
+        node: NodeId,
+        /// The changes.
+        request: MarkRequest,
     },
     /// Take a node out of the cluster for good.
     RemoveNode {

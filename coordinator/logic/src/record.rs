@@ -9,7 +9,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use godwit_shared::api::Resolution;
-use godwit_shared::api::{Event, TaskState};
+use godwit_shared::api::{Decision, Event, Marks, TaskState};
 use godwit_shared::model::{
     DomainState, Epoch, LifecycleCommand, MigrationFailure, MigrationFigures, MigrationId,
     MigrationPhase, MigrationPolicy, MigrationProgress, Millis, NodeFacts, NodeId, Problem,
@@ -34,7 +34,14 @@ pub struct NodeRecord {
     /// When it joined.
     pub joined: UnixMillis,
     /// What it said of itself when it last connected; none before that.
+    /// Labels and taints are those that hold: its own, and its operators' over them.
     pub facts: Option<NodeFacts>,
+    /// Labels and taints that its operators gave it.
+    #[serde(default)]
+    pub marks: Marks,
+    /// Labels and taints that it told itself.
+    #[serde(default)]
+    pub told: Marks,
 }
 
 /// SHA-256 of a join token's secret.
@@ -94,6 +101,9 @@ pub struct VmRecord {
     pub deleting: bool,
     /// The last state seen, for display while the owner is away.
     pub seen: Option<Seen>,
+    /// The last decision about its place.
+    #[serde(default)]
+    pub decision: Option<Decision>,
 }
 
 /// A state that was seen once.
@@ -148,6 +158,9 @@ pub struct MigrationRecord {
     /// Placement chose the target, and may choose another as long as it waits.
     #[serde(default)]
     pub placed: bool,
+    /// Why that target.
+    #[serde(default)]
+    pub decision: Option<Decision>,
     /// Its end was concluded without the word of its source, which may still come.
     #[serde(default)]
     pub assumed: bool,
@@ -186,6 +199,7 @@ impl MigrationRecord {
             waiting: false,
             waits_for: None,
             placed: false,
+            decision: None,
             assumed: false,
             resolution: None,
             task: None,

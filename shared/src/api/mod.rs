@@ -8,6 +8,7 @@
 //! | `GET /api/v1/cluster` | | [`ClusterStatus`] |
 //! | `GET /api/v1/nodes`, `/nodes/{node}` | | [`NodeView`] (list) |
 //! | `POST /api/v1/nodes/{node}/cordon`, `uncordon` | | [`NodeView`] |
+//! | `POST /api/v1/nodes/{node}/marks` | [`MarkRequest`] | [`NodeView`] |
 //! | `DELETE /api/v1/nodes/{node}` | | 204 |
 //! | `POST /api/v1/tokens` | [`TokenRequest`] | [`TokenView`] |
 //! | `GET /api/v1/vms`, `/vms/{vm}` | | [`VmView`] (list) |
@@ -33,6 +34,8 @@
 //! `{vm}` is a name or an id. Lists are sorted by name, or by time of birth.
 
 mod calibration;
+mod decision;
+mod marks;
 mod placement;
 
 use std::collections::BTreeMap;
@@ -49,6 +52,8 @@ use crate::model::{
 };
 
 pub use calibration::{Agreement, Calibration, Calibrations, ForecastMet};
+pub use decision::{Decision, DecisionReason};
+pub use marks::{MarkRequest, Marks};
 pub use placement::{
     AddedNode, Change, NodeVerdict, Placed, PlacementView, Room, ScorePart, SimulateRequest,
     SimulationView, Unplaced,
@@ -121,7 +126,10 @@ pub struct NodeView {
     pub joined: UnixMillis,
     /// What it said of itself when it last connected.
     pub facts: Option<NodeFacts>,
-    /// Labels, those of its configuration.
+    /// Labels and taints that its operators gave it.
+    #[serde(default)]
+    pub marks: Marks,
+    /// Labels: those of its configuration, and its operators' over them.
     pub labels: BTreeMap<String, String>,
     /// What it offers.
     pub capacity: Capacity,
@@ -187,6 +195,9 @@ pub struct VmView {
     pub since: UnixMillis,
     /// The node that holds the right to run it.
     pub node: Option<NodeId>,
+    /// Why it is there: the last decision of placement, as far as it still holds.
+    #[serde(default)]
+    pub decision: Option<Decision>,
     /// Whether that node is connected; when it is not, `state` is its last word.
     pub node_up: bool,
     /// The right to run.

@@ -76,11 +76,12 @@ pub struct NodeFacts {
     pub overcommit: Overcommit,
     /// The QEMUs found, by guest architecture.
     pub emulators: Vec<EmulatorFacts>,
-    /// Labels from the node's configuration.
+    /// Labels: those of the node's configuration, and on record its operators' over
+    /// them.
     pub labels: BTreeMap<String, String>,
     /// Where peers reach the node: `host:port`.
     pub address: String,
-    /// Marks that keep VMs away, from the node's configuration.
+    /// Marks that keep VMs away, likewise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub taints: Vec<Taint>,
     /// The host's NUMA nodes; none when they were not told.

@@ -4,6 +4,7 @@
 //! What is a matter of one argument alone (a name, a size, a duration) is
 //! checked here and refused with exit code 2; what needs the cluster is not.
 
+mod marks;
 mod parse;
 mod vm;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use godwit_shared::model::{BytesPerSec, Millis, NodeId, VmName};
 
+pub(crate) use marks::{LabelArgs, LabelChange, TaintArgs, UntaintArgs};
 pub(crate) use parse::{Label, LabelSelector, VmRef};
 pub(crate) use vm::{
     LifecycleArgs, LogsArgs, MigrateArgs, PlaceArgs, SpecArgs, SpecFlags, StartArgs, VmCommand,
@@ -204,6 +206,14 @@ pub(crate) enum NodeCommand {
         #[arg(required = true)]
         nodes: Vec<NodeId>,
     },
+    /// Keep VMs away that do not tolerate it
+    #[command(after_help = marks::TAINT_EXAMPLES)]
+    Taint(TaintArgs),
+    /// Take taints away again
+    Untaint(UntaintArgs),
+    /// Give a node labels, or take them away
+    #[command(after_help = marks::LABEL_EXAMPLES)]
+    Label(LabelArgs),
     /// Take an empty node out of the cluster for good; its certificate is revoked
     Remove {
         /// The node

@@ -6,6 +6,7 @@ mod create;
 mod events;
 mod lifecycle;
 mod logs;
+mod marks;
 mod migrate;
 mod migration;
 mod node;

@@ -6,6 +6,7 @@ use godwit_shared::api::{NodeView, TokenRequest, TokenView};
 use godwit_shared::model::{Millis, NodeId};
 use serde_json::json;
 
+use super::marks;
 use crate::args::{Format, NodeCommand};
 use crate::client::Client;
 use crate::failure::Failure;
@@ -18,6 +19,9 @@ pub(super) async fn run(command: NodeCommand, client: &Client, ui: &Ui) -> Resul
         NodeCommand::Token { valid } => token(valid, client, ui).await,
         NodeCommand::Cordon { nodes } => mark(&nodes, "cordon", client, ui).await,
         NodeCommand::Uncordon { nodes } => mark(&nodes, "uncordon", client, ui).await,
+        NodeCommand::Taint(args) => marks::taint(args, client, ui).await,
+        NodeCommand::Untaint(args) => marks::untaint(args, client, ui).await,
+        NodeCommand::Label(args) => marks::label(args, client, ui).await,
         NodeCommand::Remove { nodes } => remove(&nodes, client, ui).await,
     }
 }

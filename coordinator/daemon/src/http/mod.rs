@@ -12,6 +12,7 @@ mod cluster;
 mod console;
 mod events;
 mod input;
+mod marks;
 mod migrations;
 mod nodes;
 mod openapi;

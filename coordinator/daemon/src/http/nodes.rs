@@ -169,6 +169,6 @@ pub(super) async fn create_token(
 }
 
 /// A name that cannot be one is no node's.
-fn name(text: &str) -> Result<NodeId, Problem> {
+pub(super) fn name(text: &str) -> Result<NodeId, Problem> {
     text.parse().map_err(|_| Problem::not_found("node", text))
 }

@@ -6,7 +6,7 @@ use actix_web::{HttpRequest, HttpResponse, Resource, Route, web};
 use godwit_shared::model::{Problem, codes};
 
 use super::problem::Refusal;
-use super::{cluster, console, events, migrations, nodes, openapi, page, tasks, vms};
+use super::{cluster, console, events, marks, migrations, nodes, openapi, page, tasks, vms};
 
 /// One path with its methods.
 pub(super) struct Path {
@@ -88,6 +88,7 @@ pub(super) fn v1() -> Vec<Path> {
             .delete(web::route().to(nodes::remove)),
         at("/nodes/{node}/cordon").post(web::route().to(nodes::cordon)),
         at("/nodes/{node}/uncordon").post(web::route().to(nodes::uncordon)),
+        at("/nodes/{node}/marks").post(web::route().to(marks::mark)),
         at("/vms")
             .get(web::route().to(vms::list))
             .post(web::route().to(vms::create)),

@@ -1,14 +1,14 @@
 //! Lifecycle commands: what is accepted, and when.
 
-use godwit_shared::api::CommandOptions;
+use godwit_shared::api::{CommandOptions, Decision, DecisionReason};
 use godwit_shared::model::{
-    DomainState, LifecycleCommand, NodeId, Problem, RunState, TaskId, VmId, codes,
+    DomainState, LifecycleCommand, NodeId, Problem, RunState, TaskId, UnixMillis, VmId, codes,
 };
 use godwit_shared::wire::uplink::{LogKind, NodeRequest};
 
 use super::Cluster;
 use super::member::LOST_NODE;
-use super::room::choice;
+use super::room::{choice, decision};
 use super::state::Purpose;
 use super::task::End;
 use super::turn::Turn;
@@ -36,8 +36,12 @@ impl Cluster {
             .remedy("leave it out; `start` takes it"));
         }
         let superseded = self.check_idle(vm, command)?;
+        let mut decision = None;
         let node = match command {
-            LifecycleCommand::Start => Some(self.check_start(vm, options.node.as_ref())?),
+            LifecycleCommand::Start => {
+                let made = self.check_start(vm, options.node.as_ref(), turn.now)?;
+                Some(decision.insert(made).node.clone())
+            }
             LifecycleCommand::Delete => self.check_delete(vm)?,
             other => Some(self.check_state(vm, other)?),
         };
@@ -52,6 +56,7 @@ impl Cluster {
             LifecycleCommand::Delete => self.mark_deleting(turn, vm, true),
             _ => {}
         }
+        self.remember(turn, vm, decision);
         self.begin_task(turn, task, TaskKind::Command(command), vm, node);
         self.settle(turn, vm);
         self.task(task).map(Output::Task)
@@ -88,7 +93,12 @@ impl Cluster {
     }
 
     /// Where a stopped VM is to be started.
-    fn check_start(&self, vm: VmId, asked: Option<&NodeId>) -> Result<NodeId, Problem> {
+    fn check_start(
+        &self,
+        vm: VmId,
+        asked: Option<&NodeId>,
+        now: UnixMillis,
+    ) -> Result<Decision, Problem> {
         let record = self.vm_record(vm)?;
         let running = self
             .copies(vm)
@@ -102,8 +112,9 @@ impl Cluster {
         if let Some(node) = asked {
             self.member(node)?;
         }
-        let chosen = self.choose(record, asked)?;
-        if let Some(owner) = record.owner.as_ref().filter(|owner| **owner != chosen) {
+        let chosen = self.choose(record, asked, now)?;
+        let elsewhere = |owner: &&NodeId| **owner != chosen.node;
+        if let Some(owner) = record.owner.as_ref().filter(elsewhere) {
             self.check_up(owner, &record.name)?;
         }
         Ok(chosen)
@@ -111,7 +122,12 @@ impl Cluster {
 
     /// A VM stays with its owner where it fits there; one with disks of its
     /// node's own goes nowhere else unless that is asked for.
-    fn choose(&self, record: &VmRecord, asked: Option<&NodeId>) -> Result<NodeId, Problem> {
+    fn choose(
+        &self,
+        record: &VmRecord,
+        asked: Option<&NodeId>,
+        now: UnixMillis,
+    ) -> Result<Decision, Problem> {
         let bound = record.spec.disks.iter().any(|disk| !disk.shared);
         let owner = record.owner.as_ref();
         let only = asked.or(owner.filter(|_| bound));
@@ -128,8 +144,22 @@ impl Cluster {
             verdicts.any(|v| v.node == **node && v.score.is_some())
         };
         match owner.filter(|_| asked.is_none()).filter(fits) {
-            Some(owner) => Ok(owner.clone()),
-            None => choice(view, &record.name, only),
+            Some(owner) => {
+                let reason = DecisionReason::Stays;
+                Ok(decision(&view, &record.spec, owner, reason, now))
+            }
+            None => choice(view, &record.spec, only, now),
+        }
+    }
+
+    /// Keeps why the VM is where it is to be.
+    pub(super) fn remember(&mut self, turn: &mut Turn, vm: VmId, decision: Option<Decision>) {
+        let Some(record) = self.records.vms.get_mut(&vm) else {
+            return;
+        };
+        if decision.is_some() {
+            record.decision = decision;
+            turn.touch(Key::Vm(vm));
         }
     }
 

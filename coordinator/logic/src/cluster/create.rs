@@ -1,7 +1,7 @@
 //! New VMs.
 
-use godwit_shared::api::CreateVm;
-use godwit_shared::model::{Epoch, NodeId, Problem, RunState, TaskId, VmId, codes};
+use godwit_shared::api::{CreateVm, Decision};
+use godwit_shared::model::{Epoch, Problem, RunState, TaskId, UnixMillis, VmId, codes};
 
 use super::Cluster;
 use super::room::choice;
@@ -17,7 +17,8 @@ impl Cluster {
         task: TaskId,
         request: CreateVm,
     ) -> Result<Output, Problem> {
-        let node = self.check_create(vm, &request)?;
+        let decision = self.check_create(vm, &request, turn.now)?;
+        let node = decision.as_ref().map(|decision| decision.node.clone());
         let CreateVm { spec, start, .. } = request;
         let name = spec.name.clone();
         let record = VmRecord {
@@ -31,6 +32,7 @@ impl Cluster {
             created: turn.now,
             deleting: false,
             seen: None,
+            decision,
         };
         self.observed.names.insert(name.clone(), vm);
         self.records.vms.insert(vm, record);
@@ -48,7 +50,12 @@ impl Cluster {
 
     /// Where it goes; nowhere yet when it is neither to be started nor put
     /// anywhere.
-    fn check_create(&self, vm: VmId, request: &CreateVm) -> Result<Option<NodeId>, Problem> {
+    fn check_create(
+        &self,
+        vm: VmId,
+        request: &CreateVm,
+        now: UnixMillis,
+    ) -> Result<Option<Decision>, Problem> {
         let spec = &request.spec;
         let mut wrong = spec.problems();
         if !wrong.is_empty() {
@@ -72,6 +79,7 @@ impl Cluster {
         } else if !request.start {
             return Ok(None);
         }
-        choice(self.place(request), name, request.node.as_ref()).map(Some)
+        let asked = request.node.as_ref();
+        choice(self.place(request), spec, asked, now).map(Some)
     }
 }

@@ -9,7 +9,7 @@ use super::turn::{About, Turn};
 use crate::effect::Effect;
 use crate::input::Output;
 use crate::record::{Key, NodeRecord, SecretDigest, TokenRecord};
-use godwit_shared::api::NodeHealth;
+use godwit_shared::api::{Marks, NodeHealth};
 
 /// How long a token is good for when nobody says.
 const TOKEN_DEFAULT: Millis = Millis(3_600_000);
@@ -105,6 +105,8 @@ impl Cluster {
             revoked: false,
             joined: turn.now,
             facts: None,
+            marks: Marks::default(),
+            told: Marks::default(),
         };
         self.records.nodes.insert(node.clone(), record);
         turn.touch(Key::Node(node.clone()));

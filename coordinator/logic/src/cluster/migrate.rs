@@ -2,17 +2,17 @@
 //!
 //! What becomes of a migration then is in [`super::progress`].
 
-use godwit_shared::api::MigrateRequest;
+use godwit_shared::api::{Decision, DecisionReason, MigrateRequest};
 use godwit_shared::model::spec::Accelerator;
 use godwit_shared::model::{
-    DomainState, LifecycleCommand, MigrationId, NodeId, Problem, TaskId, VmId, codes,
+    DomainState, LifecycleCommand, MigrationId, NodeId, Problem, TaskId, UnixMillis, VmId, codes,
 };
 use godwit_shared::wire::uplink::NodeRequest;
 
 use super::Cluster;
 use super::command::conflict;
 use super::progress::about;
-use super::room::choice;
+use super::room::{choice, decision};
 use super::state::{Move, Purpose};
 use super::turn::Turn;
 use crate::input::{Output, Ticket};
@@ -30,12 +30,15 @@ impl Cluster {
         request: MigrateRequest,
     ) -> Result<Output, Problem> {
         let source = self.check_source(vm)?;
-        let (target, found) = self.choose_target(vm, &source, request.target.as_ref())?;
+        let asked = request.target.as_ref();
+        let (decision, found) = self.choose_target(vm, &source, asked, turn.now)?;
+        let target = decision.node.clone();
         let record = self.vm_record(vm)?;
         let plan = MigrationRecord {
             policy: request.policy,
             waiting: true,
             placed: request.target.is_none(),
+            decision: Some(decision),
             ..MigrationRecord::queued(id, record, source, target, turn.now)
         };
         if request.dry_run {
@@ -85,7 +88,8 @@ impl Cluster {
         vm: VmId,
         source: &NodeId,
         asked: Option<&NodeId>,
-    ) -> Result<(NodeId, Vec<Problem>), Problem> {
+        now: UnixMillis,
+    ) -> Result<(Decision, Vec<Problem>), Problem> {
         let record = self.vm_record(vm)?;
         if let Some(node) = asked {
             self.member(node)?;
@@ -107,14 +111,15 @@ impl Cluster {
         };
         let view = self.rate(&wish, Some(vm));
         let Some(asked) = asked else {
-            return choice(view, &record.name, None).map(|node| (node, Vec::new()));
+            return choice(view, &record.spec, None, now).map(|made| (made, Vec::new()));
         };
+        let made = decision(&view, &record.spec, asked, DecisionReason::Asked, now);
         let verdict = view.nodes.into_iter().find(|v| v.node == *asked);
         let found = verdict.map(|verdict| verdict.refused).unwrap_or_default();
         if found.iter().any(|p| p.code == codes::NODE_UNREACHABLE) {
             return choice_refused(&record.name.to_string(), asked, found);
         }
-        Ok((asked.clone(), found))
+        Ok((made, found))
     }
 
     pub(super) fn machine_in_use<'a>(&'a self, record: &'a VmRecord) -> Option<&'a str> {
@@ -214,7 +219,7 @@ fn choice_refused(
     name: &str,
     node: &NodeId,
     found: Vec<Problem>,
-) -> Result<(NodeId, Vec<Problem>), Problem> {
+) -> Result<(Decision, Vec<Problem>), Problem> {
     Err(Problem::new(
         codes::NODE_UNREACHABLE,
         format!("{name} cannot be moved to {node}: it is not connected"),

@@ -54,6 +54,7 @@ mod command;
 mod create;
 mod load;
 mod log;
+mod marks;
 mod member;
 mod migrate;
 mod owner;
@@ -213,6 +214,7 @@ impl Cluster {
                 Ok(Output::Done)
             }
             Input::Cordon { node, cordoned } => self.on_cordon(turn, &node, cordoned),
+            Input::Mark { node, request } => self.on_mark(turn, &node, &request),
             Input::RemoveNode { node } => self.on_remove_node(turn, &node),
             Input::CreateVm { vm, task, request } => self.on_create_vm(turn, vm, task, request),
             Input::Command {

@@ -97,6 +97,13 @@ impl Cluster {
             return;
         }
         record.owner = Some(node.clone());
+        let moving = self.observed.moving.get(&vm);
+        let moving = moving.and_then(|id| self.records.migrations.get(id));
+        if let Some(decision) = moving.and_then(|m| m.decision.as_ref())
+            && decision.node == *node
+        {
+            record.decision = Some(decision.clone());
+        }
         let about = About::vm(&record.name, Some(node));
         let message = format!("{} is {node}'s at epoch {}", record.name, record.epoch);
         self.note(turn, "vm.owner", about, message);

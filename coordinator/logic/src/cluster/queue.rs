@@ -222,7 +222,9 @@ impl Cluster {
 
     /// Another target for one whose own does not take it any more.
     fn place_anew(&mut self, turn: &mut Turn, record: &mut MigrationRecord) -> Result<(), Problem> {
-        let (target, _) = self.choose_target(record.vm, &record.source, None)?;
+        let (decision, _) = self.choose_target(record.vm, &record.source, None, turn.now)?;
+        let target = decision.node.clone();
+        record.decision = Some(decision);
         let before = std::mem::replace(&mut record.target, target.clone());
         let (name, about) = (&record.name, super::progress::about(record));
         let message = format!("{name} is to move to {target}: it no longer fits on {before}");

@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
-use godwit_shared::api::{CreateVm, PlacementView};
-use godwit_shared::model::{NodeId, Problem, RunState, Usage, VmId, VmName, codes};
+use godwit_shared::api::{CreateVm, Decision, DecisionReason, PlacementView};
+use godwit_shared::model::{NodeId, Problem, RunState, UnixMillis, Usage, VmId, VmSpec, codes};
 
 use super::Cluster;
 use crate::placement::{Candidate, Request, Snapshot, place};
@@ -120,15 +120,35 @@ impl TaskKind {
     }
 }
 
-/// The node of choice, or why there is none.
+/// What is kept of a decision.
+pub(super) fn decision(
+    view: &PlacementView,
+    spec: &VmSpec,
+    node: &NodeId,
+    reason: DecisionReason,
+    now: UnixMillis,
+) -> Decision {
+    Decision {
+        profile: spec.placement.profile.clone(),
+        ..Decision::of(view, node, reason, now)
+    }
+}
+
+/// The choice, or why there is none.
 pub(super) fn choice(
     view: PlacementView,
-    name: &VmName,
+    spec: &VmSpec,
     only: Option<&NodeId>,
-) -> Result<NodeId, Problem> {
-    if let Some(node) = view.node {
-        return Ok(node);
+    now: UnixMillis,
+) -> Result<Decision, Problem> {
+    if let Some(node) = &view.node {
+        let reason = match only {
+            Some(_) => DecisionReason::Asked,
+            None => DecisionReason::Best,
+        };
+        return Ok(decision(&view, spec, node, reason, now));
     }
+    let name = &spec.name;
     let named = |node: &NodeId| only.is_none_or(|only| only == node);
     let refused = view
         .nodes

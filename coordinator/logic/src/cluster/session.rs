@@ -97,8 +97,7 @@ impl Cluster {
         if moved {
             record.address.clone_from(&facts.address);
         }
-        if record.facts.as_ref() != Some(&facts) {
-            record.facts = Some(facts);
+        if record.take_facts(facts) {
             turn.touch(Key::Node(node.clone()));
         }
         moved

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use godwit_shared::api::{
-    ClusterStatus, ForecastMet, MigrationView, NodeHealth, NodeView, TaskView, VmView,
+    ClusterStatus, Decision, ForecastMet, MigrationView, NodeHealth, NodeView, TaskView, VmView,
 };
 use godwit_shared::model::{
     Capacity, DomainReport, DomainState, MigrationId, MigrationPhase, MigrationProgress, NodeId,
@@ -84,9 +84,10 @@ impl Cluster {
             cordoned: record.cordoned,
             incarnation: record.incarnation,
             joined: record.joined,
-            labels: facts.map(|facts| facts.labels.clone()).unwrap_or_default(),
+            labels: facts.map_or_else(|| record.marks.labels.clone(), |facts| facts.labels.clone()),
             capacity: facts.map(|facts| facts.capacity).unwrap_or_default(),
             facts: record.facts.clone(),
+            marks: record.marks.clone(),
             used: load.used,
             vms: load.vms,
         }
@@ -129,6 +130,7 @@ impl Cluster {
             state,
             since,
             node: record.owner.clone(),
+            decision: record.decision_in_force().cloned(),
             node_up: up,
             epoch: record.epoch,
             spec: record.spec.clone(),
@@ -284,6 +286,14 @@ impl Cluster {
             queue: self.queue_view(record),
             task: record.task,
         }
+    }
+}
+
+impl VmRecord {
+    /// The last decision, unless the VM came to be elsewhere without one.
+    fn decision_in_force(&self) -> Option<&Decision> {
+        let holds = |made: &&Decision| self.owner.as_ref().is_none_or(|owner| *owner == made.node);
+        self.decision.as_ref().filter(holds)
     }
 }
 

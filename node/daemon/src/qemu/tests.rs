@@ -184,6 +184,18 @@ async fn the_installed_qemu_is_probed() {
         .expect("qemu-system-x86_64 is installed: scripts/test sees to it");
     assert!(x86.facts.machine_aliases["q35"].starts_with("pc-q35-"));
     assert!(x86.facts.accelerators.contains(&Accelerator::Tcg));
+    let mut cpus = x86.facts.cpus.iter();
+    let tcg = cpus
+        .find(|cpus| cpus.accelerator == Accelerator::Tcg)
+        .unwrap();
+    assert!(tcg.models.iter().any(|model| model == "qemu64"));
+    assert!(
+        tcg.features.iter().any(|feature| feature == "cx16"),
+        "{:?}",
+        tcg.features
+    );
+    let lacking = tcg.lacking.values();
+    assert!(lacking.clone().all(|features| !features.is_empty()) && lacking.count() > 0);
 }
 
 #[tokio::test]

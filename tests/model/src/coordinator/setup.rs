@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use godwit_coordinator_logic::cluster::{Limits, MigrationLimits, Settings};
 use godwit_coordinator_logic::placement::Weights;
 use godwit_coordinator_logic::record::{Key, MigrationRecord, NodeRecord, VmRecord};
+use godwit_shared::api::Marks;
 use godwit_shared::model::{NodeFacts, RunState, VmSpec};
 use serde::Serialize;
 use serde_json::json;
@@ -64,6 +65,8 @@ fn member(n: Host) -> NodeRecord {
         revoked: false,
         joined: NOW,
         facts: Some(NodeFacts::default()),
+        marks: Marks::default(),
+        told: Marks::default(),
     }
 }
 
@@ -79,5 +82,6 @@ fn vm(spec: VmSpec) -> VmRecord {
         created: NOW,
         deleting: false,
         seen: None,
+        decision: None,
     }
 }

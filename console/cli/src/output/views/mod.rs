@@ -22,6 +22,7 @@ use super::table::{Cell, Column, table};
 pub(crate) use calibration::calibrations;
 pub(crate) use event::line as event_line;
 pub(crate) use migration::done as migration_done;
+pub(crate) use node::taints;
 pub(crate) use placement::{explain, rehearsal};
 
 /// An object as a row.
@@ -49,7 +50,7 @@ pub(crate) fn list<'a, T: Listed + 'a>(items: impl Iterator<Item = &'a T>, ui: &
 }
 
 /// Labels in one line.
-fn labels(labels: &BTreeMap<String, String>) -> String {
+pub(crate) fn labels(labels: &BTreeMap<String, String>) -> String {
     let pairs: Vec<String> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
     pairs.join(", ")
 }

@@ -2,7 +2,8 @@
 
 use godwit_shared::api::{NodeHealth, NodeView};
 use godwit_shared::model::UnixMillis;
-use godwit_shared::model::capacity::EmulatorFacts;
+use godwit_shared::model::capacity::{EmulatorFacts, NodeFacts, NumaNode};
+use godwit_shared::model::spec::Taint;
 
 use super::{Cell, Column, Listed, Shown, labels};
 use crate::output::human;
@@ -51,11 +52,16 @@ fn newest_qemu(node: &NodeView) -> Option<&str> {
 
 fn note(node: &NodeView) -> String {
     let cordoned = node.cordoned.then_some("cordoned");
+    let taints = taints(node).map(|taints| format!("tainted {taints}"));
     let reason = node
         .reason
         .as_deref()
         .filter(|_| node.health != NodeHealth::Up);
-    let parts: Vec<&str> = cordoned.into_iter().chain(reason).collect();
+    let parts: Vec<&str> = cordoned
+        .into_iter()
+        .chain(taints.as_deref())
+        .chain(reason)
+        .collect();
     parts.join("; ")
 }
 
@@ -85,6 +91,9 @@ impl Shown for NodeView {
             ),
         ));
         sheet.push(("Labels", labels(&self.labels)));
+        if let Some(taints) = taints(self) {
+            sheet.push(("Taints", taints));
+        }
         sheet.push(("VMs", self.vms.to_string()));
         sheet.push((
             "vCPUs",
@@ -104,9 +113,56 @@ impl Shown for NodeView {
             sheet.push(("Software", facts.software.clone()));
             let emulators: Vec<String> = facts.emulators.iter().map(emulator).collect();
             sheet.push(("QEMU", emulators.join("\n")));
+            facts_of_host(facts, &mut sheet);
         }
         sheet
     }
+}
+
+/// The taints that hold.
+pub(crate) fn taints(node: &NodeView) -> Option<String> {
+    let told = node.facts.as_ref().map(|facts| &facts.taints);
+    let taints: Vec<String> = told
+        .unwrap_or(&node.marks.taints)
+        .iter()
+        .map(Taint::text)
+        .collect();
+    (!taints.is_empty()).then(|| taints.join(", "))
+}
+
+fn facts_of_host(facts: &NodeFacts, sheet: &mut Vec<(&'static str, String)>) {
+    let numa: Vec<String> = facts.numa.iter().map(numa_node).collect();
+    let storage = facts.storage.iter().flatten().map(|storage| {
+        let kind = if storage.shared { "shared" } else { "its own" };
+        format!("{} ({kind})", storage.path)
+    });
+    let storage: Vec<String> = storage.collect();
+    let networks = facts.networks.clone().unwrap_or_default();
+    for (name, lines) in [("NUMA", numa), ("Storage", storage)] {
+        if !lines.is_empty() {
+            sheet.push((name, lines.join("\n")));
+        }
+    }
+    if !networks.is_empty() {
+        sheet.push(("Networks", networks.join(", ")));
+    }
+    if !facts.images.is_empty() {
+        sheet.push(("Images", facts.images.len().to_string()));
+    }
+}
+
+/// `0: 16 CPUs, 64 GiB, 512 pages of 2MiB`.
+fn numa_node(node: &NumaNode) -> String {
+    let pages = node.hugepages.iter().filter(|(_, count)| **count > 0);
+    let pages: String = pages
+        .map(|(size, count)| format!(", {count} pages of {size}"))
+        .collect();
+    format!(
+        "{}: {} CPUs, {}{pages}",
+        node.id,
+        node.cpus.len(),
+        node.memory
+    )
 }
 
 /// `x86_64 10.0.2, tcg (/usr/bin/qemu-system-x86_64)`.

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use godwit_shared::api::{DryRun, NodeVerdict, PlacementView};
+use godwit_shared::api::{Decision, DecisionReason, DryRun, NodeVerdict, PlacementView, ScorePart};
+use godwit_shared::model::UnixMillis;
 
 use super::{Cell, Column};
 use crate::output::problem::paragraph;
@@ -29,6 +30,9 @@ pub(crate) fn explain(placement: &PlacementView, ui: &Ui) -> String {
         for problem in &verdict.refused {
             paragraph(problem, "refused", 1, ui.colour, &mut text);
         }
+        if let Some(changes) = changes(verdict) {
+            let _ = writeln!(text, "  {} fits {changes}", verdict.node);
+        }
     }
     text
 }
@@ -52,14 +56,46 @@ fn why(verdict: &NodeVerdict) -> String {
     match verdict.refused.split_first() {
         Some((first, [])) => first.message.clone(),
         Some((first, rest)) => format!("{} (and {} more)", first.message, rest.len()),
-        None => {
-            let parts = verdict.scores.iter();
-            let parts: Vec<String> = parts
-                .map(|part| format!("{} {}×{}", part.name, part.points, part.weight))
-                .collect();
-            parts.join(", ")
-        }
+        None => parts(&verdict.scores),
     }
+}
+
+fn parts(scores: &[ScorePart]) -> String {
+    let parts: Vec<String> = scores
+        .iter()
+        .map(|part| format!("{} {}×{}", part.name, part.points, part.weight))
+        .collect();
+    parts.join(", ")
+}
+
+/// What would make a node fit: `2 GiB less, without rule web-apart`.
+fn changes(verdict: &NodeVerdict) -> Option<String> {
+    let changes: Vec<String> = verdict.changes.iter().map(ToString::to_string).collect();
+    (!changes.is_empty()).then(|| changes.join(" and "))
+}
+
+/// Why a VM is where it is.
+pub(crate) fn decision(made: &Decision, now: UnixMillis) -> String {
+    let fitting = human::count(u64::from(made.fitting), "node");
+    let reason = match made.reason {
+        DecisionReason::Best => format!("best of {fitting} that fitted"),
+        DecisionReason::Asked => "the node was asked for".to_owned(),
+        DecisionReason::Stays => "it was there before".to_owned(),
+    };
+    let mut text = format!("{} ago: {reason}", human::age(made.at, now));
+    if made.refused > 0 {
+        let _ = write!(text, ", {} did not", made.refused);
+    }
+    if let Some(profile) = &made.profile {
+        let _ = write!(text, "; profile {profile}");
+    }
+    if let Some(score) = made.score {
+        let _ = write!(text, "\nscore {score}: {}", parts(&made.scores));
+    }
+    if let (Some(node), Some(score)) = (&made.runner_up, made.runner_up_score) {
+        let _ = write!(text, "\nthen {node} with {score}");
+    }
+    text
 }
 
 /// What a dry run found, and how the move would go.

@@ -211,6 +211,11 @@ fn things_in_full() {
             "web-1",
             json!({
                 "migration": "01970000-0000-7000-8000-0000000000bb",
+                "decision": {
+                    "at": NOW - 86_400_000 * 3, "node": "node-1", "reason": "best", "score": 812,
+                    "scores": [{ "name": "memory", "points": 800, "weight": 2 }, { "name": "spread", "points": 836, "weight": 1 }],
+                    "fitting": 2, "refused": 1, "runner_up": "node-3", "runner_up_score": 100, "profile": "pack",
+                },
                 "problem": { "code": "guest_agent", "message": "the agent does not answer", "remedy": "see that it runs in the guest", "also": [] },
             })
         ))
@@ -223,6 +228,21 @@ fn things_in_full() {
         "node",
         show(&node("node-1", json!({ "reason": "it was restarted" })))
     );
+    let mut told = node("node-1", json!({}));
+    let facts = told.facts.as_mut().unwrap();
+    facts.taints = vec![
+        "gpu=a100".parse().unwrap(),
+        "old:prefer_no_schedule".parse().unwrap(),
+    ];
+    facts.numa = read(json!([
+        { "id": 0, "cpus": [0, 1], "memory": 32_768, "hugepages": { "2MiB": 512, "1GiB": 0 } },
+        { "id": 1, "cpus": [2, 3], "memory": 32_768 },
+    ]));
+    facts.storage =
+        read(json!([{ "path": "/srv/vms", "shared": true }, { "path": "/data", "shared": false }]));
+    facts.networks = Some(vec!["user".to_owned(), "br0".to_owned()]);
+    facts.images = vec!["/srv/images/a.qcow2".to_owned()];
+    insta::assert_snapshot!("node-told", show(&told));
     insta::assert_snapshot!("migration", show(&migration(json!({}))));
     insta::assert_snapshot!("migration-failed", show(&failed()));
     insta::assert_snapshot!("task", show(&task(json!({}))));
@@ -247,7 +267,8 @@ fn explanations() {
             { "name": "balance", "points": 800, "weight": 2 }, { "name": "spread", "points": 836, "weight": 1 },
         ]},
         { "node": "node-3", "refused": [], "score": 100, "scores": [] },
-        { "node": "node-2", "refused": [lack.clone(), cordoned], "score": null, "scores": [] },
+        { "node": "node-2", "refused": [lack.clone(), cordoned], "score": null, "scores": [],
+          "changes": [{ "change": "less_memory", "by": 512 }, { "change": "uncordon" }] },
     ]}));
     insta::assert_snapshot!("placement", explain(&placement, &ui(Some(80))));
     let dry_run: DryRun = read(json!({ "target": "node-2", "blockers": [lack] }));

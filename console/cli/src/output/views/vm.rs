@@ -85,8 +85,11 @@ impl Shown for VmView {
             ("Id", self.id.to_string()),
             ("State", state(self, now)),
             ("Node", node(self)),
-            ("Created", human::moment(self.created, now)),
         ];
+        if let Some(made) = &self.decision {
+            sheet.push(("Placed", super::placement::decision(made, now)));
+        }
+        sheet.push(("Created", human::moment(self.created, now)));
         if let Some(migration) = self.migration {
             sheet.push(("Migration", migration.to_string()));
         }

@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod calibration;
+mod decision;
 mod lifecycle;
 mod log;
+mod marks;
 mod members;
 mod migration;
 mod ownership;
