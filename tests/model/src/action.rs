@@ -15,8 +15,10 @@ use godwit_shared::wire::uplink::Verdict;
 
 use crate::Handoff;
 use crate::coordinator::{self, Order};
+use crate::disk;
 use crate::host::timers;
 use crate::link::Side;
+use crate::mutant::Mutant;
 use crate::qemu::{self, Progress};
 use crate::world::{Disk, HOSTS, Host, InTask, MOVES, Move, NOW, OutTask, StayStep, Way, World};
 
@@ -112,6 +114,8 @@ pub enum Fault {
     RefuseStay(Move, OutTask),
     /// QEMU obeys the domain's `cont`, and is not heard in time.
     Silent(Host),
+    /// A mirror's job fails by itself.
+    BreakMirror(Host),
     /// A second migration is asked for.
     Second(Host, Host),
     /// An operator ends the doubt where nobody knows: the guest is looked at
@@ -205,12 +209,18 @@ fn of_source(model: &Handoff, world: &World, m: Move, all: &mut Vec<Action>) {
             }
             | OutTask::Retire { told: true, .. } => true,
             OutTask::Journal(_) => marks,
-            OutTask::Start
+            OutTask::StartMirror
+            | OutTask::FinishMirror
+            | OutTask::LetGo
+            | OutTask::Start
             | OutTask::StopForPostcopy { .. }
             | OutTask::StartPostcopy
             | OutTask::Stop
             | OutTask::Continue
             | OutTask::Resume => asked,
+            OutTask::Released => {
+                !disk::is_released(world, m) && model.mutant != Some(Mutant::FinishedBeforeReleased)
+            }
             OutTask::Cancel => starts,
             // What QEMU said before its answer is read before it.
             OutTask::Reconnect => asked || has(OutTask::Resume) || !world.hosts[n].news.is_empty(),
@@ -446,6 +456,10 @@ fn faults_of_host(world: &World, n: Host, all: &mut Vec<Action>) {
     add(
         killed && !host.news.is_empty(),
         Fault::Kill { n, mute: true },
+    );
+    add(
+        left.jobs > 0 && disk::may_fail(world, n),
+        Fault::BreakMirror(n),
     );
     let next = host.domain.as_ref().and_then(|d| d.commands.first());
     let runs = lives && next == Some(&Command::Cont);

@@ -10,7 +10,8 @@ use godwit_shared::model::{Postcopy, TimeoutAction};
 
 use crate::fault::Budget;
 use crate::judge::{
-    CALLED_OFF, HIGHEST_EPOCH, MOVES_ON, NO_PAST, ONE_RUNNER, SETTLES, SHOWN_LOST, TAKEN_BACK,
+    CALLED_OFF, DISK_KEPT, HIGHEST_EPOCH, MOVES_ON, NO_PAST, ONE_RUNNER, SETTLES, SHOWN_LOST,
+    TAKEN_BACK, WHOLE_DISK,
 };
 use crate::{Handoff, Mutant};
 
@@ -91,6 +92,12 @@ const POSTCOPY: Plan = Plan {
     postcopy: Postcopy::Always,
     timeout: None,
     timeout_action: TimeoutAction::Cancel,
+};
+/// The guest's disk moves along.
+const MIRRORED: Plan = Plan {
+    mirrors: true,
+    postcopy: Postcopy::Never,
+    ..POSTCOPY
 };
 /// There again, or to the node that it came from.
 const THERE_AND_BACK: &[(usize, usize)] = &[(0, 1), (1, 0)];
@@ -181,6 +188,24 @@ pub fn quick() -> Vec<Case> {
             with_outages(Budget::NONE.of(1)),
             &[MOVES_ON],
         )),
+        disks(case(
+            "disks_two_faults",
+            "a disk that moves along, and any two faults",
+            any(2, 2),
+            ENDS,
+        )),
+        disks(second(
+            "disks_and_back",
+            "a disk that moves along, any fault, and a second one: the same again, or back",
+            with_second(any(1, 1)),
+            THERE_AND_BACK,
+        )),
+        postcopy(disks(case(
+            "disks_postcopy",
+            "a disk that moves along, post-copy, and any fault",
+            any(1, 1),
+            ENDS_OF_ONE_BOOT,
+        ))),
     ]
 }
 
@@ -256,6 +281,24 @@ pub fn deep() -> Vec<Case> {
             with_second(any(1, 1)),
             ON,
         )),
+        disks(case(
+            "disks_three_faults",
+            "a disk that moves along, and any three faults, at most two of a kind",
+            any(2, 3),
+            ENDS,
+        )),
+        disks(second(
+            "disks_and_on",
+            "a disk that moves along, any fault, and a second one to a third node",
+            with_second(any(1, 1)),
+            ON,
+        )),
+        postcopy(disks(case(
+            "disks_postcopy_two_faults",
+            "a disk that moves along, post-copy, and any two faults",
+            any(2, 2),
+            ENDS,
+        ))),
     ]
 }
 
@@ -279,7 +322,12 @@ fn with(mut case: Case, possible: &'static [&'static str]) -> Case {
 }
 
 fn postcopy(mut case: Case) -> Case {
-    case.model.plan = POSTCOPY;
+    case.model.plan.postcopy = POSTCOPY.postcopy;
+    case
+}
+
+fn disks(mut case: Case) -> Case {
+    case.model.plan.mirrors = true;
     case
 }
 
@@ -406,6 +454,7 @@ pub fn seeds() -> Vec<Seed> {
         ),
     ];
     all.extend(postcopy_seeds());
+    all.extend(disk_seeds());
     for seed in &mut all {
         seed.model.seconds = match seed.mutant {
             Mutant::LeaveBeforeArrived => THERE_AND_BACK,
@@ -441,6 +490,31 @@ fn postcopy_seeds() -> Vec<Seed> {
     all
 }
 
+/// The bugs that only a move with its disk can have.
+fn disk_seeds() -> Vec<Seed> {
+    let cancelled = Budget {
+        cancels: 1,
+        ..Budget::NONE.of(1)
+    };
+    let rebooted = Budget {
+        reboots: 1,
+        ..Budget::NONE.of(1)
+    };
+    let mut all = vec![
+        seed(Mutant::DiskGivenUpEarly, Budget::NONE, DISK_KEPT),
+        seed(Mutant::MirrorFinishedEarly, Budget::NONE, WHOLE_DISK),
+        seed(Mutant::FinishedBeforeReleased, Budget::NONE, WHOLE_DISK),
+        seed(Mutant::TargetKeepsDisk, cancelled, SETTLES),
+        seed(Mutant::StayLeavesMirror, cancelled, SETTLES),
+        seed(Mutant::RebootDropsDisk, rebooted, SETTLES),
+        seed(Mutant::GrantNotWrittenThrough, rebooted, SETTLES),
+    ];
+    for seed in &mut all {
+        seed.model.plan = MIRRORED;
+    }
+    all
+}
+
 fn seed(mutant: Mutant, budget: Budget, breaks: &'static str) -> Seed {
     let mut model = Handoff::with(budget);
     model.mutant = Some(mutant);
@@ -462,7 +536,8 @@ pub fn bounded(bounds: &[String]) -> Option<Case> {
         match (name, number) {
             ("coordinator", _) => model.coordinator = number > 0,
             ("paused", _) => model.paused = number > 0,
-            ("postcopy", _) => model.plan = POSTCOPY,
+            ("postcopy", _) => model.plan.postcopy = POSTCOPY.postcopy,
+            ("disks", _) => model.plan.mirrors = number > 0,
             ("second", _) => {
                 model.budget.seconds = number.min(1);
                 model.seconds = if number == 2 { ON } else { THERE_AND_BACK };

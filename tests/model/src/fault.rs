@@ -29,6 +29,8 @@ pub struct Budget {
     pub refusals: u8,
     /// QEMU runs the CPUs and is not heard in time.
     pub silences: u8,
+    /// A mirror's job fails by itself.
+    pub jobs: u8,
     /// The coordinator is killed.
     pub outages: u8,
     /// An operator ends a doubt that nobody else can end.
@@ -53,6 +55,7 @@ impl Budget {
         strays: 0,
         refusals: 0,
         silences: 0,
+        jobs: 0,
         outages: 0,
         resolves: 0,
         seconds: 0,
@@ -80,6 +83,7 @@ impl Budget {
             repeats: times,
             refusals: times,
             silences: times,
+            jobs: times,
             resolves: times,
             ..Self::NONE
         }
@@ -101,6 +105,7 @@ impl Budget {
             "strays" => &mut self.strays,
             "refusals" => &mut self.refusals,
             "silences" => &mut self.silences,
+            "jobs" => &mut self.jobs,
             "outages" => &mut self.outages,
             "resolves" => &mut self.resolves,
             _ => return None,

@@ -11,6 +11,8 @@
 //! | [`HIGHEST_EPOCH`] | CPUs start only under the highest right that was ever passed on, and on the host that holds it |
 //! | [`WORD_STANDS`] | a refusal is never followed by a grant that is taken, nor a word that the guest ran by another word |
 //! | [`WRITTEN_FIRST`] | the grant is on the source's disk before it is sent; a refusal on the target's before it is said |
+//! | [`WHOLE_DISK`] | CPUs run only where the disk misses no write, and where nobody else writes to it |
+//! | [`DISK_KEPT`] | a source removes its disk only when the guest has run elsewhere |
 //! | [`HEALS`] | there is always a way to such an end ([`crate::heal`]) |
 //! | [`SETTLES`] | when nothing more can happen without another fault: exactly one host runs the guest and nothing is left of a migration, or the operator is shown why not |
 //!
@@ -29,6 +31,7 @@ use stateright::Property;
 use crate::Handoff;
 use crate::action;
 use crate::coordinator;
+use crate::disk;
 use crate::heal;
 use crate::qemu::{Phase, Qemu};
 use crate::step::Step;
@@ -44,6 +47,10 @@ pub const HIGHEST_EPOCH: &str = "only the holder of the highest epoch starts the
 pub const WORD_STANDS: &str = "a word that was said stands";
 /// Journal first, then say.
 pub const WRITTEN_FIRST: &str = "what is said was written before";
+/// The guest's disk is where it runs.
+pub const WHOLE_DISK: &str = "no CPUs run on a disk that misses a write or that others write to";
+/// A disk that may be needed is not removed.
+pub const DISK_KEPT: &str = "no disk is removed where the guest may still run";
 /// In the end one runs, or it is shown why not.
 pub const SETTLES: &str = "when all is healed one host runs it, or it is shown why not";
 
@@ -76,6 +83,8 @@ pub struct Judge {
     pub resolved: bool,
     /// A migration has ended with the word that its guest could not be run again.
     pub stuck: bool,
+    /// Where disks are not shared: the highest right under which CPUs ran.
+    pub started: Epoch,
 }
 
 /// The words that were said of a migration.
@@ -102,6 +111,10 @@ pub enum Breach {
     Word,
     /// [`WRITTEN_FIRST`].
     Unwritten,
+    /// [`WHOLE_DISK`].
+    Disk,
+    /// [`DISK_KEPT`].
+    GivenUp,
 }
 
 impl Judge {
@@ -115,6 +128,7 @@ impl Judge {
             forgotten: false,
             resolved: false,
             stuck: false,
+            started: Epoch(0),
         }
     }
 
@@ -123,7 +137,7 @@ impl Judge {
         self.breaches & (1 << breach as u8) != 0
     }
 
-    fn note(&mut self, breach: Breach) {
+    pub(crate) fn note(&mut self, breach: Breach) {
         self.breaches |= 1 << breach as u8;
     }
 }
@@ -227,6 +241,8 @@ pub fn properties() -> Vec<Property<Handoff>> {
         Property::always(WRITTEN_FIRST, |_, w: &World| {
             !w.judge.saw(Breach::Unwritten)
         }),
+        Property::always(WHOLE_DISK, |_, w: &World| !w.judge.saw(Breach::Disk)),
+        Property::always(DISK_KEPT, |_, w: &World| !w.judge.saw(Breach::GivenUp)),
     ]
 }
 
@@ -262,6 +278,9 @@ pub fn unsettled(model: &Handoff, world: &World) -> Option<&'static str> {
             return Some("a record of a migration is left where the guest is not");
         }
     }
+    if let Some(what) = disks_unsettled(model, world, owner) {
+        return Some(what);
+    }
     if world.hosts.iter().all(|host| host.qemu.is_none())
         && world.judge.killed
         && (world.judge.forgotten || world.judge.resolved || is_shown_dead(world))
@@ -274,6 +293,10 @@ pub fn unsettled(model: &Handoff, world: &World) -> Option<&'static str> {
         None
     };
     settled_at(world, owner).or(believed)
+}
+
+fn disks_unsettled(model: &Handoff, world: &World, owner: Host) -> Option<&'static str> {
+    model.plan.mirrors.then(|| disk::unsettled(world, owner))?
 }
 
 fn is_shown_lost(world: &World, m: Move) -> bool {

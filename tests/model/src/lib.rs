@@ -12,6 +12,7 @@
 pub mod action;
 pub mod cases;
 pub mod coordinator;
+pub mod disk;
 pub mod fault;
 pub mod heal;
 pub mod host;
@@ -31,7 +32,8 @@ use stateright::{Model, Property};
 pub use action::{Action, Fault};
 pub use fault::Budget;
 pub use judge::{
-    HEALS, HIGHEST_EPOCH, NO_PAST, ONE_RUNNER, SETTLES, WORD_STANDS, WRITTEN_FIRST, ends, unsettled,
+    DISK_KEPT, HEALS, HIGHEST_EPOCH, NO_PAST, ONE_RUNNER, SETTLES, WHOLE_DISK, WORD_STANDS,
+    WRITTEN_FIRST, ends, unsettled,
 };
 pub use mutant::Mutant;
 pub use world::{End, Host, World};

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use godwit_model::cases::{self, Case, Seed};
-use godwit_model::run;
+use godwit_model::run::{self, Order};
 
 const USAGE: &str = "\
 usage: scripts/model [--deep] [--near] [--seeds] [NAME...] [BOUND=NUMBER...]
@@ -19,8 +19,9 @@ whatever was found broken.
   NAME      only the cases, or bugs, of that name
   BOUND     bounds of your own: how many faults in all (total=2), and how many
             of each kind: cuts crashes kills reboots writes cancels lates losses
-            repeats strays refusals silences resolves outages; second=1 there and
-            back, second=2 on to a third node; coordinator=1; paused=1; postcopy=1";
+            repeats strays refusals silences resolves outages jobs; second=1 there and
+            back, second=2 on to a third node; coordinator=1; paused=1; postcopy=1;
+            disks=1";
 
 fn main() -> ExitCode {
     let (flags, words): (Vec<String>, Vec<String>) = std::env::args()
@@ -35,9 +36,14 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let given = |flag: &str| flags.iter().any(|f| f == flag);
+    let order = if given("--near") {
+        Order::NearestFirst
+    } else {
+        Order::AnyFirst
+    };
     let wanted = |name: &str| names.is_empty() || names.iter().any(|n| n == name);
     let fine = match own {
-        Some(case) if !bounds.is_empty() => search(&case, given("--near")),
+        Some(case) if !bounds.is_empty() => search(&case, order),
         _ if given("--seeds") => {
             let mut all = cases::seeds();
             all.retain(|seed| wanted(&format!("{:?}", seed.mutant)));
@@ -50,10 +56,7 @@ fn main() -> ExitCode {
                 cases::quick()
             };
             all.retain(|case| wanted(case.name));
-            all.iter()
-                .filter(|case| !search(case, given("--near")))
-                .count()
-                == 0
+            all.iter().filter(|case| !search(case, order)).count() == 0
         }
     };
     if fine {
@@ -64,12 +67,8 @@ fn main() -> ExitCode {
 }
 
 /// Whether nothing was broken, and everything that has to be possible is.
-fn search(case: &Case, near: bool) -> bool {
-    let found = if near {
-        run::search_near(case)
-    } else {
-        run::search(case)
-    };
+fn search(case: &Case, order: Order) -> bool {
+    let found = run::search(case, order);
     println!("{}: {} ({})", case.name, found.numbers(), case.what);
     for (name, way) in &found.broken {
         println!("BROKEN: {name}\n{}", run::told(&case.model, way));

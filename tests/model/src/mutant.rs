@@ -12,7 +12,7 @@ use godwit_shared::wire::uplink::Verdict;
 
 use crate::link::ToTarget;
 use crate::step::Step;
-use crate::world::{Move, Way};
+use crate::world::{Host, Move, Way};
 
 /// A seeded bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,11 +62,29 @@ pub enum Mutant {
     /// In post-copy the source retires when the CPUs run on the target, and not
     /// when all memory is there.
     RetireBeforeComplete,
+    /// The source removes its disk when the grant is written, and does not wait
+    /// for the word that the guest runs.
+    DiskGivenUpEarly,
+    /// The mirror is finished while the guest still runs.
+    MirrorFinishedEarly,
+    /// The switchover goes on when the mirror has ended, whether the target's
+    /// export is still open or not.
+    FinishedBeforeReleased,
+    /// A target that is called off keeps its copy of the disk.
+    TargetKeepsDisk,
+    /// A source that stays leaves its mirror where it is.
+    StayLeavesMirror,
+    /// After a reboot of its host a target removes a disk to which its guest may
+    /// have written.
+    RebootDropsDisk,
+    /// The grant of a guest that comes with its disk is not written through to
+    /// the target's own disk.
+    GrantNotWrittenThrough,
 }
 
 impl Mutant {
     /// Every one.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 26] = [
         Self::ResumeOnTimeout,
         Self::GrantBeforeJournal,
         Self::RunBeforeJournal,
@@ -86,6 +104,13 @@ impl Mutant {
         Self::PostcopyTakesBackUnasked,
         Self::RecoverForgetsEarlyGrant,
         Self::RetireBeforeComplete,
+        Self::DiskGivenUpEarly,
+        Self::MirrorFinishedEarly,
+        Self::FinishedBeforeReleased,
+        Self::TargetKeepsDisk,
+        Self::StayLeavesMirror,
+        Self::RebootDropsDisk,
+        Self::GrantNotWrittenThrough,
     ];
 }
 
@@ -140,6 +165,20 @@ impl Step<'_> {
         if self.mutates(Mutant::RetireBeforeComplete) && pulls {
             self.out_mut(m, |o| o.phase = MigrationPhase::Handoff);
             self.tell_source(m, SourceEvent::Complete);
+        }
+    }
+
+    /// Finishes the mirror before the guest is stopped.
+    pub(crate) fn mutant_finishes_mirror(&mut self, m: Move) {
+        if self.mutates(Mutant::MirrorFinishedEarly) {
+            self.want_mirror_finished(m);
+        }
+    }
+
+    /// Removes the source's disk as soon as the right is given.
+    pub(crate) fn mutant_gives_disk_up(&mut self, n: Host, epoch: Epoch) {
+        if self.mutates(Mutant::DiskGivenUpEarly) {
+            self.give_up_disk(n, epoch);
         }
     }
 

@@ -36,6 +36,7 @@ use godwit_node_logic::handoff::QemuMigration;
 use godwit_node_logic::qmp::status::RunStatus;
 use godwit_shared::model::Epoch;
 
+use crate::disk::{self, Mirror};
 use crate::step::Step;
 use crate::world::{Host, Move, World};
 
@@ -56,6 +57,10 @@ pub struct Qemu {
     pub postcopy: bool,
     /// What it is doing.
     pub phase: Phase,
+    /// A source's mirror of its disk.
+    pub mirror: Mirror,
+    /// A target's disk can be written to from outside.
+    pub exports: bool,
 }
 
 /// What a QEMU is doing.
@@ -148,6 +153,12 @@ pub enum News {
         /// They do.
         resumed: bool,
     },
+    /// `BLOCK_JOB_READY`.
+    MirrorReady,
+    /// `BLOCK_JOB_COMPLETED`.
+    MirrorEnded,
+    /// `BLOCK_JOB_COMPLETED` with an error, `BLOCK_JOB_CANCELLED`.
+    MirrorFailed,
     /// `RESUME`.
     Resumed,
     /// `RESUME` if the CPUs stood, and the answer to the domain's own `cont`.
@@ -185,6 +196,12 @@ pub enum Progress {
     Break,
     /// A cancel is through.
     Cancel,
+    /// A mirror has copied everything once.
+    MirrorReady,
+    /// A mirror has ended with both sides the same.
+    MirrorEnd,
+    /// A mirror's stream is broken.
+    MirrorBreak,
 }
 
 impl Qemu {
@@ -198,6 +215,8 @@ impl Qemu {
             passed: false,
             postcopy: false,
             phase: Phase::Waiting(m),
+            mirror: Mirror::None,
+            exports: false,
         }
     }
 
@@ -211,6 +230,8 @@ impl Qemu {
             passed: false,
             postcopy: false,
             phase: Phase::Idle,
+            mirror: Mirror::None,
+            exports: false,
         }
     }
 
@@ -303,6 +324,7 @@ pub fn progress(world: &World, n: Host) -> Vec<Progress> {
             all.push(what);
         }
     };
+    disk::progress(world, qemu, &mut add);
     let broken = |m| breaks_for_source(world, m);
     match qemu.phase {
         Phase::Setup(m) => {
@@ -415,6 +437,9 @@ impl Step<'_> {
                 self.qemu_says(n, News::Completed);
             }
             Progress::Break => self.qemu_breaks(n),
+            Progress::MirrorReady | Progress::MirrorEnd | Progress::MirrorBreak => {
+                self.mirror_progress(n, what);
+            }
             Progress::Cancel => {
                 let resumed = self.qemu_resumes(n, Phase::Cancelled);
                 self.qemu_says(n, News::Cancelled { resumed });
@@ -594,6 +619,7 @@ impl Step<'_> {
             return false;
         }
         self.judge_start(n, epoch);
+        self.judge_disks(n);
         self.qemu_mut(n, |q| {
             (q.running, q.epoch, q.newest) = (true, epoch, true);
             if matches!(q.phase, Phase::Loaded(_)) {

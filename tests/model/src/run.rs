@@ -24,37 +24,35 @@ pub struct Found {
     pub possible: Vec<&'static str>,
 }
 
-/// Searches every state; the first breach ends it.
-pub fn search(case: &Case) -> Found {
-    let begin = Instant::now();
-    let checker = case.model.clone().checker();
-    let checker = checker
-        .finish_when(HasDiscoveries::AnyFailures)
-        .spawn_dfs()
-        .join();
-    found(begin, &checker)
+/// In which order states are searched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// However it is fastest.
+    AnyFirst,
+    /// Nearer states first: slower, and with more memory, but the way to a
+    /// breach is one of the shortest.
+    NearestFirst,
 }
 
-/// The same, nearer states first: slower, and with more memory, but the way to
-/// a breach is one of the shortest.
-pub fn search_near(case: &Case) -> Found {
-    let begin = Instant::now();
-    let checker = case.model.clone().checker();
-    let checker = checker
-        .finish_when(HasDiscoveries::AnyFailures)
-        .spawn_bfs()
-        .join();
-    found(begin, &checker)
+/// Searches every state; the first breach ends it.
+pub fn search(case: &Case, order: Order) -> Found {
+    run(&case.model, order, HasDiscoveries::AnyFailures)
 }
 
 /// Searches nearer states first, until the bug shows: the way there is one of
 /// the shortest.
 pub fn find(seed: &Seed) -> Found {
-    let begin = Instant::now();
-    let checker = seed.model.clone().checker();
     let shown = HasDiscoveries::AnyOf([seed.breaks].into());
-    let checker = checker.finish_when(shown).spawn_bfs().join();
-    found(begin, &checker)
+    run(&seed.model, Order::NearestFirst, shown)
+}
+
+fn run(model: &Handoff, order: Order, until: HasDiscoveries) -> Found {
+    let begin = Instant::now();
+    let checker = model.clone().checker().finish_when(until);
+    match order {
+        Order::AnyFirst => found(begin, &checker.spawn_dfs().join()),
+        Order::NearestFirst => found(begin, &checker.spawn_bfs().join()),
+    }
 }
 
 fn found(begin: Instant, checker: &impl Checker<Handoff>) -> Found {

@@ -4,6 +4,7 @@ use godwit_node_logic::domain::Domain;
 
 use crate::Handoff;
 use crate::action::{Action, Fault};
+use crate::disk::Image;
 use crate::judge::Judge;
 use crate::link::Side;
 use crate::part::Part;
@@ -78,6 +79,7 @@ impl Step<'_> {
             Fault::Stray(_) => &mut left.strays,
             Fault::Refuse(_) | Fault::RefuseStay(..) => &mut left.refusals,
             Fault::Silent(_) => &mut left.silences,
+            Fault::BreakMirror(_) => &mut left.jobs,
             Fault::Outage => &mut left.outages,
             Fault::Resolve { .. } => &mut left.resolves,
             // An operator's wish is no fault.
@@ -124,6 +126,7 @@ impl Step<'_> {
             Fault::Refuse(n) => self.refuse(n),
             Fault::RefuseStay(m, task) => self.refuse_stay(m, task),
             Fault::Silent(n) => self.fall_silent(n),
+            Fault::BreakMirror(n) => self.break_mirror(n),
             Fault::Second(from, to) => self.begin(1, from, to),
             Fault::Outage => self.coordinator_crashes(),
             Fault::Resolve { m, here } => self.resolve(m, here),
@@ -208,6 +211,7 @@ pub fn first(model: &Handoff) -> World {
     let owner = HostState {
         synced: disk.clone(),
         disk,
+        image: model.plan.mirrors.then_some(Image::FIRST),
         qemu: Some(Qemu {
             running: !model.paused,
             ..Qemu::running(FIRST)

@@ -12,6 +12,7 @@ use godwit_shared::model::{Epoch, MigrationId, MigrationPhase, UnixMillis, VmId}
 use godwit_shared::wire::uplink::Verdict;
 
 use crate::coordinator::Coordinator;
+use crate::disk::{Image, Watched};
 use crate::fault::Budget;
 use crate::judge::Judge;
 use crate::link::Link;
@@ -64,6 +65,8 @@ pub struct HostState {
     /// What certainly outlives the host: the disk at the last write that was
     /// waited for.
     pub synced: Disk,
+    /// Its image of the VM's disk; none in cases in which that is shared.
+    pub image: Option<Image>,
     /// The VM's QEMU process.
     pub qemu: Option<Qemu>,
     /// The actor of the VM's domain.
@@ -130,6 +133,8 @@ pub enum Handoff {
         run: bool,
         /// On which terms.
         plan: Plan,
+        /// The image here goes when the guest runs at the target.
+        images: bool,
     },
     /// As a target.
     Incoming {
@@ -139,6 +144,8 @@ pub enum Handoff {
         stage: IncomingStage,
         /// The epoch that a grant carries.
         epoch: Epoch,
+        /// The image here goes when the guest does not arrive.
+        images: bool,
     },
 }
 
@@ -245,6 +252,12 @@ pub struct Outgoing {
     pub epoch: Epoch,
     /// The epoch that its last report will name.
     pub told_epoch: Epoch,
+    /// What of the mirrors is waited for.
+    pub watched: Watched,
+    /// The image here goes when the guest runs at the target.
+    pub images: bool,
+    /// An operator has decided about the grant.
+    pub resolved: bool,
 }
 
 /// One thing that runs beside an [`Outgoing`].
@@ -252,6 +265,14 @@ pub struct Outgoing {
 pub enum OutTask {
     /// Dial the target and send `Prepare`.
     Connect,
+    /// QMP `blockdev-mirror`.
+    StartMirror,
+    /// QMP `block-job-cancel`.
+    FinishMirror,
+    /// QMP `blockdev-del`.
+    LetGo,
+    /// Wait until the target's export is no more.
+    Released,
     /// QMP `migrate`.
     Start,
     /// QMP `stop`, then a look: does QEMU still send memory?
@@ -302,7 +323,10 @@ impl OutTask {
     pub const fn is_command(self) -> bool {
         matches!(
             self,
-            Self::Start
+            Self::StartMirror
+                | Self::FinishMirror
+                | Self::LetGo
+                | Self::Start
                 | Self::StopForPostcopy { .. }
                 | Self::StartPostcopy
                 | Self::Stop
@@ -319,6 +343,8 @@ impl OutTask {
 pub enum StayStep {
     /// Make sure that the CPUs run.
     Run,
+    /// Break the mirrors off.
+    Abort,
     /// Tell the domain.
     LetGo,
     /// The domain was told.
@@ -363,6 +389,8 @@ pub enum InTask {
     Start,
     /// Write the promise through to the disk and make QEMU listen.
     Promise,
+    /// QMP `nbd-server-stop`.
+    EndExports,
     /// Write the stage down.
     Journal(IncomingStage),
     /// A look at QEMU, after a restart of the daemon.

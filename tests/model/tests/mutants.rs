@@ -69,4 +69,11 @@ mutants! {
     a_post_copy_taken_back_without_a_word = PostcopyTakesBackUnasked
     a_recovery_that_forgets_the_grant_of_a_post_copy = RecoverForgetsEarlyGrant
     a_source_that_retires_while_its_memory_is_needed = RetireBeforeComplete
+    a_disk_given_up_before_the_guest_runs_elsewhere = DiskGivenUpEarly
+    a_mirror_finished_while_the_guest_runs = MirrorFinishedEarly
+    a_switchover_before_the_export_is_released = FinishedBeforeReleased
+    a_target_that_keeps_its_disk = TargetKeepsDisk
+    a_source_that_leaves_its_mirror = StayLeavesMirror
+    a_reboot_that_drops_the_disk = RebootDropsDisk
+    a_grant_that_is_not_written_through = GrantNotWrittenThrough
 }

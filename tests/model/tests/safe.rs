@@ -8,12 +8,12 @@
 )]
 
 use godwit_model::cases;
-use godwit_model::run;
+use godwit_model::run::{self, Order};
 
 fn holds(name: &str) {
     let case = cases::quick().into_iter().find(|case| case.name == name);
     let case = case.expect("there is no case of that name");
-    let found = run::search(&case);
+    let found = run::search(&case, Order::AnyFirst);
     println!("{name}: {}", found.numbers());
     for (property, way) in &found.broken {
         println!("BROKEN: {property}\n{}", run::told(&case.model, way));
@@ -56,4 +56,7 @@ cases! {
     postcopy_two_faults
     postcopy_and_back
     postcopy_coordinator
+    disks_two_faults
+    disks_and_back
+    disks_postcopy
 }

@@ -371,9 +371,12 @@ impl Incoming {
         if let IncomingStage::Running { .. } = stage {
             return self.mark_running(domain, stage, record);
         }
+        // A host that forgets, booted anew, that it took the right would throw
+        // away the disks to which the guest has written, and the source's are gone.
+        let through = !self.record.images.is_empty();
         self.beside(async move {
             fault::reach("target.before_grant_journal").await;
-            let written = record_handoff(&domain, migration, record, false).await;
+            let written = record_handoff(&domain, migration, record, through).await;
             fault::reach("target.after_grant_journal").await;
             Some(match written {
                 Ok(()) => TargetEvent::Journaled(stage),

@@ -107,6 +107,11 @@ impl Step<'_> {
 
     fn spawn(&mut self, n: Host) {
         let handoff = self.world.hosts[n].domain.as_ref().and_then(|d| d.handoff);
+        if let Some(handoff) = handoff
+            && !self.make_image(n, handoff.m())
+        {
+            return drop(self.tell_domain(n, Event::SpawnFailed(refused())));
+        }
         let host = self.world.hosts[n].edit();
         host.qemu = handoff.map(|handoff| Qemu::incoming(handoff.m()));
         let _ = self.tell_domain(n, Event::Spawned);
@@ -170,6 +175,8 @@ impl Step<'_> {
 
     /// Removes every file of the domain, and the actor.
     fn forget(&mut self, n: Host, request: Request) {
+        let handoff = self.world.hosts[n].domain.as_ref().and_then(|d| d.handoff);
+        self.remove_image(n, request, handoff);
         let host = self.world.hosts[n].edit();
         host.domain = None;
         host.disk.record = None;
@@ -300,6 +307,17 @@ impl Step<'_> {
                 self.signal_source(n, m, SourceEvent::Pass { number, remaining });
             }
         }
+        if matches!(
+            news,
+            News::MirrorReady | News::MirrorEnded | News::MirrorFailed
+        ) {
+            for m in (0..MOVES)
+                .filter(|m| self.world.source_of(*m) == Some(n))
+                .collect::<Vec<_>>()
+            {
+                self.hear_mirror(m, news);
+            }
+        }
         let Some(change) = migration(news) else {
             return;
         };
@@ -426,9 +444,14 @@ fn meaning(news: News) -> Vec<Event> {
     let resume = |resumed: bool| resumed.then(|| happened(Happening::Resume));
     let over = happened(Happening::MigrationOver);
     match news {
-        News::Active | News::Pass | News::PostcopyActive | News::PostcopyPaused | News::Look => {
-            vec![]
-        }
+        News::Active
+        | News::Pass
+        | News::PostcopyActive
+        | News::PostcopyPaused
+        | News::MirrorReady
+        | News::MirrorEnded
+        | News::MirrorFailed
+        | News::Look => vec![],
         News::PreSwitchover | News::Stopped => vec![happened(Happening::Stop)],
         News::Completed => vec![over],
         News::Failed { resumed } | News::Cancelled { resumed } => {
@@ -453,6 +476,9 @@ fn migration(news: News) -> Option<QemuMigration> {
         News::Cancelled { .. } => QemuMigration::Cancelled,
         News::Pass
         | News::Stopped
+        | News::MirrorReady
+        | News::MirrorEnded
+        | News::MirrorFailed
         | News::Resumed
         | News::Continued
         | News::ContRefused
@@ -471,6 +497,7 @@ fn production(handoff: Handoff) -> HandoffRecord {
             epoch,
             run,
             plan,
+            ..
         } => HandoffRecord::Outgoing(OutgoingRecord {
             migration: id_of(m),
             target: Member {
@@ -485,7 +512,9 @@ fn production(handoff: Handoff) -> HandoffRecord {
             stage,
             started: NOW,
         }),
-        Handoff::Incoming { m, stage, epoch } => HandoffRecord::Incoming(IncomingRecord {
+        Handoff::Incoming {
+            m, stage, epoch, ..
+        } => HandoffRecord::Incoming(IncomingRecord {
             migration: id_of(m),
             source: node(),
             epoch,

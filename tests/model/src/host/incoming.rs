@@ -125,7 +125,7 @@ impl Step<'_> {
         }
     }
 
-    fn in_push(&mut self, m: Move, task: InTask) {
+    pub(crate) fn in_push(&mut self, m: Move, task: InTask) {
         self.in_mut(m, |i| {
             if let Err(place) = i.tasks.binary_search(&task) {
                 i.tasks.insert(place, task);
@@ -194,6 +194,7 @@ impl Step<'_> {
         let Some(n) = self.world.target_of(m) else {
             return;
         };
+        self.keep_image(n);
         let cleared = self.record_handoff(n, m, None);
         self.world.moves[m].edit().closing = !cleared && self.world.hosts[n].domain.is_some();
     }
@@ -208,19 +209,23 @@ impl Step<'_> {
             InTask::Check => self.check(n, m),
             InTask::Start => self.start_incoming(n, m),
             InTask::Promise => self.promise(n, m),
+            InTask::EndExports => self.end_exports(n),
             InTask::Journal(stage) => self.write_mark(n, m, stage),
             InTask::Look => self.look_at_qemu(n, m),
             InTask::Pause => self.pause_pulling(n),
             InTask::ListenAgain => self.listen_again(n, m),
             InTask::Activate { epoch, run, .. } => self.activate(n, m, epoch, run),
-            InTask::Activated(how) => self.tell_target(
-                m,
-                match how {
+            InTask::Activated(how) => {
+                if how == Activation::Unclear {
+                    self.judge_may_have_run();
+                }
+                let event = match how {
                     Activation::Done => TargetEvent::Activated,
                     Activation::NeverRan => TargetEvent::ActivateFailed(refused()),
                     Activation::Unclear => TargetEvent::ActivateUnclear(gone()),
-                },
-            ),
+                };
+                self.tell_target(m, event);
+            }
             InTask::Bury(word) => self.bury_first(m, word),
             InTask::Discard { .. } => self.throw_away(n, m),
             InTask::Discarded => self.tell_target(m, TargetEvent::Discarded),
@@ -233,7 +238,8 @@ impl Step<'_> {
             .as_ref()
             .is_some_and(|d| d.machine.has_process());
         let busy = has_process.then(|| Problem::new(codes::BUSY, ""));
-        self.tell_target(m, TargetEvent::Checked(busy.into_iter().collect()));
+        let blockers = busy.into_iter().chain(self.disk_blockers(n));
+        self.tell_target(m, TargetEvent::Checked(blockers.collect()));
     }
 
     /// The supervisor's part: a domain, and in it a QEMU that waits.
@@ -280,6 +286,7 @@ impl Step<'_> {
             m,
             stage,
             epoch: epoch.next(),
+            images: self.mirrors(),
         };
         let mut before = None;
         self.domain_mut(n, |d| {
@@ -301,7 +308,8 @@ impl Step<'_> {
             return;
         };
         let stage = IncomingStage::Prepared;
-        let written = self.record_handoff(n, m, Some(Handoff::Incoming { m, stage, epoch }));
+        let record = self.incoming_record(m, stage, epoch);
+        let written = self.record_handoff(n, m, Some(record));
         let host = self.world.hosts[n].edit();
         if written {
             host.synced = host.disk.clone();
@@ -313,8 +321,23 @@ impl Step<'_> {
         if !written || !waits {
             return self.start_ended(m, TargetEvent::StartFailed(unwritten()));
         }
+        self.opens_exports(n);
         self.qemu_mut(n, |q| q.phase = Phase::Listening(m));
         self.start_ended(m, TargetEvent::Started);
+    }
+
+    pub(crate) const fn incoming_record(
+        &self,
+        m: Move,
+        stage: IncomingStage,
+        epoch: Epoch,
+    ) -> Handoff {
+        Handoff::Incoming {
+            m,
+            stage,
+            epoch,
+            images: self.mirrors(),
+        }
     }
 
     /// QEMU's start has ended one way or the other: a discard may go on.
@@ -338,11 +361,12 @@ impl Step<'_> {
         let Some(epoch) = self.world.moves[m].incoming.as_ref().map(|i| i.epoch) else {
             return;
         };
-        let record = Handoff::Incoming { m, stage, epoch };
+        let record = self.incoming_record(m, stage, epoch);
         if !self.record_handoff(n, m, Some(record)) && !runs {
             return self.tell_target(m, TargetEvent::JournalFailed(unwritten()));
         }
         if matches!(stage, IncomingStage::Granted { .. }) {
+            self.write_through(n);
             self.judge_taken(m);
         }
         self.tell_target(m, TargetEvent::Journaled(stage));

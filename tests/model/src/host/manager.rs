@@ -48,10 +48,11 @@ impl Step<'_> {
             epoch,
             run,
             plan,
+            images: self.mirrors(),
         };
         if self.record_handoff(from, m, Some(record)) {
             self.world.moves[m].edit().route = Some((from, to));
-            self.new_outgoing(m, epoch, (run, plan), None);
+            self.new_outgoing(m, epoch, (run, plan, plan.mirrors), None);
         } else {
             let _ = self.tell_domain(from, Event::Stay { epoch });
         }
@@ -231,8 +232,11 @@ impl Step<'_> {
                 epoch,
                 run,
                 plan,
-            }) => self.new_outgoing(m, epoch, (run, plan), Some(stage)),
-            Some(Handoff::Incoming { m, stage, epoch }) => self.go_on_receiving(n, m, stage, epoch),
+                images,
+            }) => self.new_outgoing(m, epoch, (run, plan, images), Some(stage)),
+            Some(Handoff::Incoming {
+                m, stage, epoch, ..
+            }) => self.go_on_receiving(n, m, stage, epoch),
         }
     }
 
@@ -263,10 +267,32 @@ impl Step<'_> {
         if self.write_stone(m, word).is_none() {
             return;
         }
+        // Where the right was taken the guest may have written to its disk.
+        if matches!(stage, IncomingStage::Granted { .. })
+            && self.keeps_disk()
+            && !self.keep_arrived_image(n, m)
+        {
+            return;
+        }
         let gone = !ran && self.tell_domain(n, Event::Discard).is_ok();
         if !gone {
             let _ = self.record_handoff(n, m, None);
         }
+    }
+}
+
+impl Step<'_> {
+    /// The fate of a guest is unknown: its record forgets the image, which stays.
+    fn keep_arrived_image(&mut self, n: Host, m: Move) -> bool {
+        let mut record = self.world.hosts[n].domain.as_ref().and_then(|d| d.handoff);
+        if let Some(Handoff::Incoming { images, .. }) = &mut record {
+            *images = false;
+        }
+        let written = self.record_handoff(n, m, record);
+        if written {
+            self.keep_image_for_good(n);
+        }
+        written
     }
 }
 

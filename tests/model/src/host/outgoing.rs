@@ -9,6 +9,7 @@ use godwit_shared::model::{DoubtDecision, Epoch, MigrationPhase, Problem, codes}
 use godwit_shared::wire::peer::SourceMessage;
 
 use super::{gone, lost, refused, timers, unwritten};
+use crate::disk::Watched;
 use crate::link::{Link, Side, ToSource, ToTarget};
 use crate::mutant::Mutant;
 use crate::qemu::{News, Phase, Qemu};
@@ -21,7 +22,7 @@ impl Step<'_> {
         &mut self,
         m: Move,
         epoch: Epoch,
-        (run, plan): (bool, Plan),
+        (run, plan, images): (bool, Plan, bool),
         found: Option<OutgoingStage>,
     ) {
         let mut effects = Vec::new();
@@ -54,6 +55,9 @@ impl Step<'_> {
             plan,
             epoch,
             told_epoch: epoch,
+            watched: Watched::Nothing,
+            images,
+            resolved: false,
         });
         self.perform_source(m, effects);
         let ended = self
@@ -82,7 +86,10 @@ impl Step<'_> {
         for effect in effects {
             match effect {
                 SourceEffect::Send(message) => self.send_to_target(m, &message),
-                SourceEffect::StartMigration => self.out_push(m, OutTask::Start),
+                SourceEffect::StartMigration => {
+                    self.mutant_finishes_mirror(m);
+                    self.out_push(m, OutTask::Start);
+                }
                 SourceEffect::StartPostcopy => {
                     let stopped = self.mutates(Mutant::PostcopyUnstopped);
                     self.out_push(m, OutTask::StopForPostcopy { stopped });
@@ -92,8 +99,11 @@ impl Step<'_> {
                 SourceEffect::Reconnect => self.reconnect(m),
                 SourceEffect::ResumeMigration => self.out_push(m, OutTask::Resume),
                 SourceEffect::GuestLost(_) => self.world.moves[m].edit().lost = true,
-                // No plan of the model mirrors.
-                SourceEffect::StartMirrors | SourceEffect::FinishMirrors => {}
+                SourceEffect::StartMirrors => {
+                    self.out_mut(m, |o| o.watched = Watched::Copying);
+                    self.out_push(m, OutTask::StartMirror);
+                }
+                SourceEffect::FinishMirrors => self.want_mirror_finished(m),
                 // QEMU stops the guest at some time anyway.
                 SourceEffect::HurryUp | SourceEffect::Stalled => {}
                 SourceEffect::CancelMigration => self.out_push(m, OutTask::Cancel),
@@ -134,7 +144,7 @@ impl Step<'_> {
         }
     }
 
-    fn out_push(&mut self, m: Move, task: OutTask) {
+    pub(crate) fn out_push(&mut self, m: Move, task: OutTask) {
         self.out_mut(m, |o| {
             if let Err(place) = o.tasks.binary_search(&task) {
                 o.tasks.insert(place, task);
@@ -164,8 +174,9 @@ impl Step<'_> {
         self.out_mut(m, |o| o.told_epoch = epoch);
         let step = match self.world.moves[m].outgoing.as_ref().is_some_and(|o| o.run) {
             true => StayStep::Run,
-            false => StayStep::LetGo,
+            false => self.after_run(),
         };
+        self.out_mut(m, |o| o.watched = Watched::Nothing);
         self.out_push(
             m,
             OutTask::Stay {
@@ -184,6 +195,10 @@ impl Step<'_> {
         self.out_mut(m, |o| o.tasks.retain(|other| *other != task));
         match task {
             OutTask::Connect => self.connect(m),
+            OutTask::StartMirror => self.start_mirror(n, m),
+            OutTask::FinishMirror => self.finish_mirror(n, m),
+            OutTask::LetGo => self.let_go_of_mirror(n, m),
+            OutTask::Released => self.released(m),
             OutTask::Start => self.start_migration(n, m),
             OutTask::StopForPostcopy { stopped } => self.stop_for_postcopy(n, m, stopped),
             OutTask::StartPostcopy => self.start_postcopy(n, m),
@@ -370,14 +385,8 @@ impl Step<'_> {
         let Some(outgoing) = &self.world.moves[m].outgoing else {
             return;
         };
-        let (epoch, run, plan) = (outgoing.epoch, outgoing.run, outgoing.plan);
-        let record = Handoff::Outgoing {
-            m,
-            stage,
-            epoch,
-            run,
-            plan,
-        };
+        let epoch = outgoing.epoch;
+        let record = outgoing_record(m, stage, outgoing);
         if !self.record_handoff(n, m, Some(record)) {
             return self.tell_source(m, SourceEvent::JournalFailed(unwritten()));
         }
@@ -385,6 +394,7 @@ impl Step<'_> {
             OutgoingStage::Granted | OutgoingStage::GrantedEarly => {
                 let target = self.world.target_of(m).unwrap_or(n);
                 self.judge_right(epoch.next(), target);
+                self.mutant_gives_disk_up(n, epoch);
             }
             OutgoingStage::TakenBack => self.judge_right(epoch.next().next(), n),
             OutgoingStage::Sending => {}
@@ -401,7 +411,19 @@ impl Step<'_> {
                     m,
                     OutTask::Stay {
                         epoch,
-                        step: StayStep::LetGo,
+                        step: self.after_run(),
+                        failed,
+                    },
+                );
+            }
+            StayStep::Abort => {
+                let failed = !self.abort_mirror(n) || failed;
+                let step = StayStep::LetGo;
+                self.out_push(
+                    m,
+                    OutTask::Stay {
+                        epoch,
+                        step,
                         failed,
                     },
                 );
@@ -481,10 +503,18 @@ impl Step<'_> {
                 m,
                 OutTask::Stay {
                     epoch,
-                    step: StayStep::LetGo,
+                    step: self.after_run(),
                     failed: true,
                 },
             );
+        }
+    }
+
+    /// What a stay does once the CPUs run.
+    const fn after_run(&self) -> StayStep {
+        match self.mirrors() {
+            true => StayStep::Abort,
+            false => StayStep::LetGo,
         }
     }
 
@@ -492,6 +522,9 @@ impl Step<'_> {
     fn retire(&mut self, n: Host, m: Move, epoch: Epoch) {
         if self.world.hosts[n].domain.is_none() {
             return self.out_push(m, OutTask::Retired);
+        }
+        if !self.images_are_kept(n, m) {
+            return self.out_push(m, OutTask::Retire { epoch, told: false });
         }
         self.out_push(m, OutTask::Retire { epoch, told: true });
         if self.tell_domain(n, Event::Retire { epoch }).is_err() {
@@ -501,6 +534,25 @@ impl Step<'_> {
             });
             self.out_push(m, OutTask::Retire { epoch, told: false });
         }
+    }
+
+    /// On an operator's word nobody knows whether the target has the disks: the
+    /// images here stay. Whether that is written, where it has to be.
+    fn images_are_kept(&mut self, n: Host, m: Move) -> bool {
+        let outgoing = self.world.moves[m].outgoing.as_ref();
+        if outgoing.is_none_or(|o| !o.resolved || !o.images) {
+            return true;
+        }
+        let mut record = self.world.hosts[n].domain.as_ref().and_then(|d| d.handoff);
+        if let Some(Handoff::Outgoing { images, .. }) = &mut record {
+            *images = false;
+        }
+        let written = self.record_handoff(n, m, record);
+        if written {
+            self.out_mut(m, |o| o.images = false);
+            self.keep_image_for_good(n);
+        }
+        written
     }
 
     /// A deadline passes. A cancel that QEMU has not taken by then is given up.
@@ -521,6 +573,7 @@ impl Step<'_> {
             true => DoubtDecision::RunOnSource,
             false => DoubtDecision::EndOnSource,
         };
+        self.out_mut(m, |o| o.resolved = true);
         self.tell_source(m, SourceEvent::Resolve(decision));
     }
 
@@ -565,5 +618,16 @@ impl Step<'_> {
                 },
             },
         );
+    }
+}
+
+const fn outgoing_record(m: Move, stage: OutgoingStage, of: &Outgoing) -> Handoff {
+    Handoff::Outgoing {
+        m,
+        stage,
+        epoch: of.epoch,
+        run: of.run,
+        plan: of.plan,
+        images: of.images,
     }
 }

@@ -378,10 +378,7 @@ impl Source {
         self.qemu_busy = false;
         match self.state {
             // Without pre-switchover in between: a guest that was paused before.
-            State::Precopy if self.terms.plan.mirrors => {
-                let text = "QEMU sent the guest before its disks were complete";
-                self.on_trouble(Problem::new(codes::MIGRATION_FAILED, text), effects);
-            }
+            State::Precopy if self.terms.plan.mirrors => self.on_disks_left_behind(effects),
             State::Precopy => {
                 effects.push(SourceEffect::Phase(MigrationPhase::Switchover));
                 effects.push(SourceEffect::Arm(Timer::Switchover, SWITCHOVER_DEADLINE));
@@ -401,8 +398,16 @@ impl Source {
         }
     }
 
+    /// The guest must not run where its disks are not complete, whichever side's
+    /// word on its memory comes first.
+    fn on_disks_left_behind(&mut self, effects: Effects<'_>) {
+        let text = "QEMU sent the guest before its disks were complete";
+        self.on_trouble(Problem::new(codes::MIGRATION_FAILED, text), effects);
+    }
+
     fn on_loaded(&mut self, effects: Effects<'_>) {
         match self.state {
+            State::Precopy if self.terms.plan.mirrors => self.on_disks_left_behind(effects),
             State::Precopy => {
                 self.state = State::Switchover {
                     sent: false,

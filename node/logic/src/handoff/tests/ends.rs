@@ -75,3 +75,23 @@ fn a_target_does_not_end_before_its_word_is_written() {
         }
     }
 }
+
+/// QEMU sends a guest that stands still without a stop in between, and nobody
+/// finishes its mirrors then: whichever side's word comes first.
+#[test]
+fn a_guest_whose_disks_are_not_complete_is_not_granted() {
+    let qemu = || SourceEvent::Qemu(QemuMigration::Completed);
+    for order in [[SourceEvent::Loaded, qemu()], [qemu(), SourceEvent::Loaded]] {
+        let mut terms = TERMS;
+        terms.plan.mirrors = true;
+        let mut effects = Vec::new();
+        let mut source = Source::begin(terms, &mut effects);
+        let ready = [SourceEvent::Prepared, SourceEvent::MirrorsReady];
+        for event in ready.into_iter().chain(order) {
+            source.step(event, &mut effects).unwrap();
+        }
+        let granted = |effect: &SourceEffect| matches!(effect, SourceEffect::Journal(_));
+        assert!(!effects.iter().any(granted), "{effects:?}");
+        assert!(effects.contains(&SourceEffect::Stay { epoch: EPOCH }));
+    }
+}
