@@ -184,7 +184,7 @@ fn settings(config: &Config, authority: &Authority) -> Settings {
         software: env!("CARGO_PKG_VERSION").to_owned(),
         ca_fingerprint: authority.ca().fingerprint().to_string(),
         started: UnixMillis::now(),
-        weights: config.weights,
+        placement: config.placement.clone(),
         migrations: config.migrations,
         limits: Limits::default(),
     }

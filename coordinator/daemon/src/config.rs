@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use godwit_coordinator_logic::cluster::MigrationLimits;
-use godwit_coordinator_logic::placement::Weights;
+use godwit_coordinator_logic::placement::{Profiles, Weights};
 use godwit_shared::model::{NodeId, Problem, codes};
 use godwit_shared::transport::TransportOptions;
 use serde::Deserialize;
@@ -50,7 +50,7 @@ pub struct Config {
     /// How long nothing may arrive before a node counts as lost.
     pub idle_timeout: Duration,
     /// What placement weighs.
-    pub weights: Weights,
+    pub placement: Profiles,
     /// How many migrations may run at once.
     pub migrations: MigrationLimits,
     /// The log filter, in the syntax of `tracing_subscriber::EnvFilter`.
@@ -96,7 +96,7 @@ pub struct RawConfig {
     #[serde(default)]
     liveness: RawLiveness,
     #[serde(default)]
-    placement: Weights,
+    placement: Profiles,
     #[serde(default)]
     migrations: MigrationLimits,
     log: Option<String>,
@@ -138,7 +138,7 @@ impl Config {
             advertise: advertise(flags.advertise.or(raw.advertise), &mut found),
             keep_alive: or(raw.liveness.keep_alive_ms, default.keep_alive),
             idle_timeout: or(raw.liveness.idle_timeout_ms, default.idle_timeout),
-            weights: weights(raw.placement, &mut found),
+            placement: profiles(raw.placement, &mut found),
             migrations: migrations(raw.migrations, &mut found),
             log: log(flags.log.or(raw.log), &mut found),
         };
@@ -269,19 +269,21 @@ pub fn host_port(host: &str, port: u16) -> String {
     }
 }
 
-fn weights(weights: Weights, found: &mut Vec<Problem>) -> Weights {
-    let all = [
-        ("memory", weights.memory),
-        ("cpu", weights.cpu),
-        ("spread", weights.spread),
-    ];
-    for (name, weight) in all {
+fn profiles(profiles: Profiles, found: &mut Vec<Problem>) -> Profiles {
+    check_weights("placement", &profiles.default, found);
+    for (name, weights) in &profiles.profiles {
+        check_weights(&format!("placement.profiles.{name}"), weights, found);
+    }
+    profiles
+}
+
+fn check_weights(table: &str, weights: &Weights, found: &mut Vec<Problem>) {
+    for (name, weight) in weights.named() {
         if weight > MAX_WEIGHT {
             let remedy = "give 0 (switches the scorer off) to 1000";
-            found.push(invalid(&format!("placement.{name}"), weight, remedy));
+            found.push(invalid(&format!("{table}.{name}"), weight, remedy));
         }
     }
-    weights
 }
 
 fn migrations(limits: MigrationLimits, found: &mut Vec<Problem>) -> MigrationLimits {

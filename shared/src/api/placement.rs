@@ -70,6 +70,17 @@ pub enum Change {
         /// How many more have to be free.
         by: u32,
     },
+    /// The node offers that much more memory, because its host gets more or by
+    /// another overcommit ratio: it would be too small with nothing on it.
+    OfferMemory {
+        /// How much more.
+        by: MiB,
+    },
+    /// The node offers that many vCPUs more, as with memory.
+    OfferVcpus {
+        /// How many more.
+        by: u32,
+    },
     /// The VM has no such rule.
     WithoutRule {
         /// The rule's name.
@@ -138,6 +149,10 @@ impl fmt::Display for Change {
             Self::FewerVcpus { by } => write!(f, "with {} less", vcpus(*by)),
             Self::FreeMemory { by } => write!(f, "with {by} more free there"),
             Self::FreeVcpus { by } => write!(f, "with {} more free there", vcpus(*by)),
+            Self::OfferMemory { by } => write!(f, "with {by} more offered by the node"),
+            Self::OfferVcpus { by } => {
+                write!(f, "with {} more offered by the node", vcpus(*by))
+            }
             Self::WithoutRule { name, vm: None } => write!(f, "without rule {name}"),
             Self::WithoutRule { name, vm: Some(vm) } => write!(f, "without rule {name} of {vm}"),
             Self::WithoutNodeLabel { key } => write!(f, "without the wish for the label {key}"),

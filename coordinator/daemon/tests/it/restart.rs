@@ -16,7 +16,7 @@ use godwit_coordinator::store::{
 };
 use godwit_coordinator_logic::cluster::{Limits, MigrationLimits, Settings};
 use godwit_coordinator_logic::input::Input;
-use godwit_coordinator_logic::placement::Weights;
+use godwit_coordinator_logic::placement::Profiles;
 use godwit_shared::api::{CreateVm, TaskState, TaskView, VmView};
 use godwit_shared::model::{DomainState, TaskId, UnixMillis, VmId, VmSpec, codes};
 use godwit_shared::transport::{Endpoint, TransportOptions, TransportRuntime};
@@ -69,7 +69,7 @@ fn settings() -> Settings {
         software: "0".into(),
         ca_fingerprint: String::new(),
         started: UnixMillis::now(),
-        weights: Weights::default(),
+        placement: Profiles::default(),
         migrations: MigrationLimits::default(),
         limits: Limits::default(),
     }

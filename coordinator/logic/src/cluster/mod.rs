@@ -80,7 +80,7 @@ use godwit_shared::model::{Millis, Problem, UnixMillis};
 
 use crate::effect::{Effect, Timer};
 use crate::input::{Input, Output};
-use crate::placement::Weights;
+use crate::placement::Profiles;
 
 pub use load::LoadError;
 pub use log::Replay;
@@ -99,8 +99,8 @@ pub struct Settings {
     pub ca_fingerprint: String,
     /// When this coordinator was started.
     pub started: UnixMillis,
-    /// What placement weighs.
-    pub weights: Weights,
+    /// What placement weighs, by profile.
+    pub placement: Profiles,
     /// How many migrations may run at once.
     pub migrations: MigrationLimits,
     /// How long things are waited for, and how much is kept.

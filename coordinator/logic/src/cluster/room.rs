@@ -12,7 +12,7 @@ use godwit_shared::api::{CreateVm, Decision, DecisionReason, PlacementView};
 use godwit_shared::model::{NodeId, Problem, RunState, UnixMillis, Usage, VmId, VmSpec, codes};
 
 use super::Cluster;
-use crate::placement::{Candidate, Request, Snapshot, place};
+use crate::placement::{Candidate, Request, Snapshot, Weights, place};
 use crate::record::{TaskKind, VmRecord};
 
 /// What is on one node.
@@ -21,8 +21,6 @@ pub(super) struct Load {
     pub(super) used: Usage,
     /// VMs that the node owns.
     pub(super) vms: u32,
-    /// VMs of the group that was asked about.
-    pub(super) group: u32,
 }
 
 impl Cluster {
@@ -41,47 +39,63 @@ impl Cluster {
 
     /// Rates the nodes for a VM; what it takes itself is left out.
     pub(super) fn rate(&self, wish: &Request<'_>, vm: Option<VmId>) -> PlacementView {
-        let label = wish.spec.placement.spread_by.as_deref();
-        let group = label.and_then(|key| Some((key, wish.spec.labels.get(key)?.as_str())));
-        let loads = self.loads(vm, group);
+        let mut snapshot = self.snapshot(vm);
+        snapshot.weights = self.weights(wish.spec);
+        place(&snapshot, wish)
+    }
+
+    /// What placement sees of the nodes, `except` left out.
+    pub fn snapshot(&self, except: Option<VmId>) -> Snapshot<'_> {
+        let mut residents = self.residents(except);
         let members = self.records.nodes.values().filter(|node| !node.revoked);
         let nodes = members.map(|record| {
-            let load = loads.get(&record.name).copied().unwrap_or_default();
+            let vms = residents.remove(&record.name).unwrap_or_default();
+            let usages = vms.iter().map(|vm| Usage::of(vm));
             Candidate {
                 node: &record.name,
                 connected: self.is_up(&record.name),
                 cordoned: record.cordoned,
                 facts: record.facts.as_ref(),
-                used: load.used,
-                group: load.group,
+                used: usages.fold(Usage::default(), Usage::plus),
+                vms,
             }
         });
-        let snapshot = Snapshot {
+        Snapshot {
             nodes: nodes.collect(),
-            weights: self.settings.weights,
-        };
-        place(&snapshot, wish)
+            weights: self.settings.placement.default,
+        }
     }
 
-    /// What is on every node that has anything, without `except`, in one pass.
-    pub(super) fn loads(
-        &self,
-        except: Option<VmId>,
-        group: Option<(&str, &str)>,
-    ) -> BTreeMap<&NodeId, Load> {
-        let mut loads: BTreeMap<&NodeId, Load> = BTreeMap::new();
+    /// The weights of the VM's profile; those of VMs that name none when the
+    /// settings no longer have it.
+    fn weights(&self, spec: &VmSpec) -> Weights {
+        let profiles = &self.settings.placement;
+        let named = profiles.of(spec.placement.profile.as_deref());
+        *named.unwrap_or(&profiles.default)
+    }
+
+    /// The VMs that take room on each node.
+    fn residents(&self, except: Option<VmId>) -> BTreeMap<&NodeId, Vec<&VmSpec>> {
+        let mut residents: BTreeMap<&NodeId, Vec<&VmSpec>> = BTreeMap::new();
         for record in self.records.vms.values().filter(|vm| Some(vm.id) != except) {
+            for node in self.places_of(record) {
+                residents.entry(node).or_default().push(&record.spec);
+            }
+        }
+        residents
+    }
+
+    /// What is on every node that has anything, in one pass.
+    pub(super) fn loads(&self) -> BTreeMap<&NodeId, Load> {
+        let mut loads: BTreeMap<&NodeId, Load> = BTreeMap::new();
+        for record in self.records.vms.values() {
             let usage = Usage::of(&record.spec);
-            let kin = group.is_some_and(|(key, value)| {
-                record.spec.labels.get(key).is_some_and(|own| own == value)
-            });
             if let Some(owner) = &record.owner {
                 loads.entry(owner).or_default().vms += 1;
             }
             for node in self.places_of(record) {
                 let load = loads.entry(node).or_default();
                 load.used = load.used.plus(usage);
-                load.group += u32::from(kin);
             }
         }
         loads

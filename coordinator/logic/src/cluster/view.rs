@@ -18,7 +18,7 @@ use crate::record::{MigrationRecord, NodeRecord, TaskRecord, VmRecord};
 impl Cluster {
     /// The cluster in a few numbers.
     pub fn status(&self) -> ClusterStatus {
-        let loads = self.loads(None, None);
+        let loads = self.loads();
         let mut nodes = BTreeMap::new();
         let mut capacity = Capacity::default();
         let mut used = Usage::default();
@@ -59,7 +59,7 @@ impl Cluster {
 
     /// Every member, by name.
     pub fn nodes(&self) -> Vec<NodeView> {
-        let loads = self.loads(None, None);
+        let loads = self.loads();
         let members = self.records.nodes.values().filter(|node| !node.revoked);
         members
             .map(|record| self.node_view(record, loads.get(&record.name)))
@@ -69,7 +69,7 @@ impl Cluster {
     /// One member.
     pub fn node(&self, node: &NodeId) -> Result<NodeView, Problem> {
         let record = self.member(node)?;
-        Ok(self.node_view(record, self.loads(None, None).get(node)))
+        Ok(self.node_view(record, self.loads().get(node)))
     }
 
     fn node_view(&self, record: &NodeRecord, load: Option<&Load>) -> NodeView {

@@ -1,36 +1,61 @@
 //! Ratings of nodes that can take a VM: 0 to 1000 each, weighted, averaged.
 
 use godwit_shared::api::ScorePart;
-use godwit_shared::model::{NodeFacts, Usage};
+use godwit_shared::model::spec::{NumaFit, RuleMode, Taint, TaintEffect};
+use godwit_shared::model::{Capacity, NodeFacts, Usage, VmSpec};
 
-use super::{Candidate, Request, Weights};
+use super::numa::Numa;
+use super::profile::Weights;
+use super::request::{Candidate, Request};
+use super::rules::{Rule, Rules};
 
 /// The best that a scorer gives.
 pub(super) const BEST: u32 = 1000;
+/// Up to which share a node may be taken before it loses points for headroom.
+const FULL_ENOUGH: u32 = 800;
+
+/// Points and weight.
+pub(super) type Part = (u32, u32);
 
 /// Every scorer that has a say, with its points.
 pub(super) fn parts(
     candidate: &Candidate<'_>,
     facts: &NodeFacts,
     request: &Request<'_>,
+    rules: &Rules<'_>,
     weights: &Weights,
 ) -> Vec<ScorePart> {
     let after = candidate.used.plus(Usage::of(request.spec));
-    let capacity = facts.capacity;
-    let mut parts = vec![
-        part(
-            "memory_balance",
-            share_left(after.memory.0, capacity.memory.0),
-            weights.memory,
-        ),
-        part(
-            "cpu_balance",
-            share_left(after.vcpus.into(), capacity.vcpus.into()),
-            weights.cpu,
-        ),
+    let room = resources(after, facts.capacity, weights);
+    let names = [
+        "memory_balance",
+        "cpu_balance",
+        "pack",
+        "balance",
+        "headroom",
     ];
-    if request.spec.placement.spread_by.is_some() {
-        parts.push(part("spread", spread(candidate.group), weights.spread));
+    let mut parts: Vec<ScorePart> = names
+        .into_iter()
+        .zip(room)
+        .map(|(name, (points, weight))| part(name, points, weight))
+        .collect();
+    let soft = rules
+        .own
+        .iter()
+        .filter(|rule| rule.wish.mode == RuleMode::Preferred);
+    parts.extend(soft.map(|rule| soft_rule(candidate, rule, weights)));
+    if rules.soft_taints {
+        parts.push(part("taints", taints(facts, request.spec), weights.taints));
+    }
+    if request.spec.memory_backing.numa_fit == NumaFit::Preferred {
+        let vms = candidate.vms.iter();
+        let vms = vms.map(|vm| (Usage::of(vm), vm.memory_backing));
+        let holds =
+            Numa::of(facts, vms).holds(Usage::of(request.spec), request.spec.memory_backing);
+        parts.push(part("numa", BEST * u32::from(holds), weights.numa));
+    }
+    if let Some(points) = images(facts, request.spec) {
+        parts.push(part("images", points, weights.images));
     }
     parts.retain(|part| part.weight > 0);
     parts
@@ -38,15 +63,81 @@ pub(super) fn parts(
 
 /// The weighted mean of the parts; 0 when none has a say.
 pub(super) fn total(parts: &[ScorePart]) -> u32 {
-    let weight: u64 = parts.iter().map(|part| u64::from(part.weight)).sum();
-    let points: u64 = parts
-        .iter()
-        .map(|part| u64::from(part.points) * u64::from(part.weight))
-        .sum();
+    mean(parts.iter().map(|part| (part.points, part.weight)))
+}
+
+/// The weighted mean; 0 when nothing has a weight.
+pub(super) fn mean(parts: impl Iterator<Item = Part>) -> u32 {
+    let (mut points, mut weight) = (0_u64, 0_u64);
+    for (given, of) in parts {
+        points += u64::from(given) * u64::from(of);
+        weight += u64::from(of);
+    }
     points
         .checked_div(weight)
         .and_then(|mean| u32::try_from(mean).ok())
         .unwrap_or(0)
+}
+
+/// What the scorers of memory and vCPUs say to a node that is taken so far.
+pub(super) fn resources(after: Usage, capacity: Capacity, weights: &Weights) -> [Part; 5] {
+    let memory = share_left(after.memory.0, capacity.memory.0);
+    let cpu = share_left(after.vcpus.into(), capacity.vcpus.into());
+    let taken = BEST - memory.min(cpu);
+    [
+        (memory, weights.memory),
+        (cpu, weights.cpu),
+        (BEST - u32::midpoint(memory, cpu), weights.pack),
+        (BEST - memory.abs_diff(cpu), weights.balance),
+        (headroom(taken), weights.headroom),
+    ]
+}
+
+/// All points up to four fifths, none when the node is full.
+fn headroom(taken: u32) -> u32 {
+    let over = taken.saturating_sub(FULL_ENOUGH);
+    BEST - over * BEST / (BEST - FULL_ENOUGH)
+}
+
+fn soft_rule(candidate: &Candidate<'_>, rule: &Rule<'_>, weights: &Weights) -> ScorePart {
+    let points = rule.wish.kind.points(rule.count(candidate));
+    match rule.wish.name {
+        None => part("spread", points, weights.spread),
+        Some(name) => part(
+            &format!("rule {name}"),
+            points,
+            weights.of_rule(rule.wish.weight),
+        ),
+    }
+}
+
+/// Whether VMs had better avoid nodes with that taint.
+pub(super) fn soft(taint: &Taint) -> bool {
+    taint.effect == TaintEffect::PreferNoSchedule
+}
+
+/// All points without such taints, half with one, a third with two.
+pub(super) fn taints(facts: &NodeFacts, spec: &VmSpec) -> u32 {
+    let tolerations = &spec.placement.tolerations;
+    let disliked = facts.taints.iter().filter(|taint| {
+        soft(taint)
+            && !tolerations
+                .iter()
+                .any(|toleration| toleration.covers(taint))
+    });
+    BEST / u32::try_from(disliked.count() + 1).unwrap_or(u32::MAX)
+}
+
+/// Which share of the VM's files the node holds; none when it has no files.
+pub(super) fn images(facts: &NodeFacts, spec: &VmSpec) -> Option<u32> {
+    let boot = [&spec.boot.kernel, &spec.boot.initrd].into_iter().flatten();
+    let disks = spec.disks.iter().map(|disk| &disk.path);
+    let (mut files, mut held) = (0, 0);
+    for file in boot.chain(disks) {
+        files += 1;
+        held += u32::from(facts.images.contains(file));
+    }
+    (held * BEST).checked_div(files)
 }
 
 fn part(name: &str, points: u32, weight: u32) -> ScorePart {
@@ -59,13 +150,8 @@ fn part(name: &str, points: u32, weight: u32) -> ScorePart {
 
 /// Which share of `capacity` is left when `taken` of it is taken.
 fn share_left(taken: u64, capacity: u64) -> u32 {
-    let left = u128::from(capacity.saturating_sub(taken)) * u128::from(BEST);
-    left.checked_div(capacity.into())
+    let left = capacity.saturating_sub(taken).saturating_mul(BEST.into());
+    left.checked_div(capacity)
         .and_then(|share| u32::try_from(share).ok())
         .unwrap_or(0)
-}
-
-/// All points where no other VM of the group is, half with one, a third with two.
-fn spread(group: u32) -> u32 {
-    BEST / group.saturating_add(1)
 }

@@ -1,10 +1,14 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod counterfactual;
+mod rules;
+mod whatif;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use godwit_shared::model::capacity::EmulatorFacts;
-use godwit_shared::model::spec::Architecture;
-use godwit_shared::model::{Capacity, MiB, Problem, codes};
+use godwit_shared::model::spec::{Accelerator, Architecture};
+use godwit_shared::model::{Capacity, MiB, NodeFacts, NodeId, Problem, Usage, VmSpec, codes};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -65,7 +69,7 @@ fn candidate<'a>(node: &'a NodeId, facts: &'a NodeFacts, used: u64) -> Candidate
             vcpus: 0,
             memory: MiB(used),
         },
-        group: 0,
+        vms: Vec::new(),
     }
 }
 
@@ -120,7 +124,7 @@ fn a_group_is_kept_apart_even_where_it_is_fuller() {
         "placement": { "spread_by": "app" },
     }));
     let kin = Candidate {
-        group: 1,
+        vms: vec![&spec],
         ..candidate(&a, &facts, 0)
     };
     let view = look(vec![kin, candidate(&b, &facts, 3000)], &request(&spec));
@@ -261,6 +265,7 @@ fn weights_of_nothing_still_choose() {
             memory: 0,
             cpu: 0,
             spread: 0,
+            ..Weights::default()
         },
     };
     let view = place(&snapshot, &request(&spec));
@@ -305,11 +310,11 @@ proptest! {
             cordoned: raw.1,
             facts: Some(facts),
             used: Usage { vcpus: raw.4, memory: MiB(raw.5) },
-            group: raw.6,
+            vms: vec![&spec; raw.6 as usize],
         });
         let snapshot = Snapshot {
             nodes: candidates.collect(),
-            weights: Weights { memory: weights.0, cpu: weights.1, spread: weights.2 },
+            weights: Weights { memory: weights.0, cpu: weights.1, spread: weights.2, ..Weights::default() },
         };
         let view = place(&snapshot, &request(&spec));
 

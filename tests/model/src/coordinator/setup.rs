@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use godwit_coordinator_logic::cluster::{Limits, MigrationLimits, Settings};
-use godwit_coordinator_logic::placement::Weights;
+use godwit_coordinator_logic::placement::Profiles;
 use godwit_coordinator_logic::record::{Key, MigrationRecord, NodeRecord, VmRecord};
 use godwit_shared::api::Marks;
 use godwit_shared::model::{NodeFacts, RunState, VmSpec};
@@ -21,7 +21,7 @@ pub(super) fn settings() -> Settings {
         software: String::new(),
         ca_fingerprint: String::new(),
         started: NOW,
-        weights: Weights::default(),
+        placement: Profiles::default(),
         migrations: MigrationLimits::default(),
         limits: Limits {
             // The log is part of no state here.

@@ -38,7 +38,7 @@ use serde_json::json;
 use super::{Cluster, Limits, MigrationLimits, Settings};
 use crate::effect::{Answer, Effect, Timer};
 use crate::input::{Input, Output, SessionId, Ticket};
-use crate::placement::Weights;
+use crate::placement::Profiles;
 use crate::record::{Key, SecretDigest, Write};
 
 /// A request as it would go to a node.
@@ -75,7 +75,7 @@ pub(super) fn settings() -> Settings {
         software: "0.1.0".into(),
         ca_fingerprint: "ab".repeat(32),
         started: UnixMillis(1_000),
-        weights: Weights::default(),
+        placement: Profiles::default(),
         migrations: MigrationLimits::default(),
         limits: Limits::default(),
     }
@@ -243,7 +243,7 @@ impl Bench {
     fn check(&self) {
         let loaded = self.load(&mut Vec::new());
         assert_eq!(loaded.records, self.cluster.records);
-        let loads = self.cluster.loads(None, None);
+        let loads = self.cluster.loads();
         for (name, load) in loads.into_iter().filter(|_| self.strict) {
             let record = &self.cluster.records.nodes[name];
             let capacity = record.facts.as_ref().unwrap().capacity;

@@ -332,7 +332,7 @@ impl Simulation {
 
     /// Right after a decision: it counted everything that is known.
     fn check_room(&self) {
-        let loads = self.bench.cluster.loads(None, None);
+        let loads = self.bench.cluster.loads();
         let Some(record) = self.bench.cluster.records.tasks.values().next_back() else {
             return;
         };

@@ -1,0 +1,65 @@
+//! Reasons why a node cannot take a VM, one small function each.
+//!
+//! A reason names what is lacking, and the smallest change with which it would
+//! not be: as words in its [`Problem`], and as a [`Change`]. The filters that
+//! read a node's facts are silent while it has none; that it never connected is
+//! then the reason. What a node did not tell of itself stands against nothing,
+//! but for huge pages and a required NUMA fit, which nobody can do without.
+
+mod emulator;
+mod node;
+mod reach;
+mod room;
+mod rules;
+
+use godwit_shared::api::Change;
+use godwit_shared::model::{NodeFacts, NodeId, Problem, codes};
+
+use super::request::{Candidate, Request};
+use super::rules::Rules;
+
+/// Least memory of a VM: less is no change that helps.
+const LEAST_MEMORY: u64 = 16;
+
+/// One reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) problem: Problem,
+    /// What would take the reason away.
+    pub(super) change: Change,
+}
+
+impl Refusal {
+    fn new(problem: Problem, change: Change) -> Self {
+        Self { problem, change }
+    }
+}
+
+/// Everything that stands against the node; empty when it can take the VM.
+pub(super) fn refusals(
+    candidate: &Candidate<'_>,
+    request: &Request<'_>,
+    rules: &Rules<'_>,
+) -> Vec<Refusal> {
+    let mut found = node::refusals(candidate, request);
+    if let Some(facts) = candidate.facts {
+        found.extend(fixed(candidate.node, facts, request));
+        found.extend(node::labels(candidate.node, facts, request));
+        found.extend(room::refusals(candidate, facts, request));
+    }
+    found.extend(rules::refusals(candidate, rules));
+    found
+}
+
+/// What follows from the VM and what the host is alone, labels left out:
+/// nodes that are alike in it are alike in the answer.
+pub(super) fn fixed(node: &NodeId, facts: &NodeFacts, request: &Request<'_>) -> Vec<Refusal> {
+    let mut found = emulator::refusals(node, facts, request);
+    found.extend(node::taints(node, facts, request));
+    found.extend(reach::refusals(node, facts, request));
+    found
+}
+
+fn unfit(message: impl Into<String>) -> Problem {
+    Problem::new(codes::NO_NODE_FITS, message)
+}
