@@ -17,6 +17,8 @@
 //! | `DELETE /api/v1/vms/{vm}` | | 202 [`TaskView`] |
 //! | `POST /api/v1/vms/{vm}/migrate` | [`MigrateRequest`] | 202 [`TaskView`], or 200 [`DryRun`] |
 //! | `POST /api/v1/place` | [`CreateVm`] | [`PlacementView`] |
+//! | `POST /api/v1/placement/simulate` | [`SimulateRequest`] | [`SimulationView`] |
+//! | `GET /api/v1/placement/profiles` | | [`ProfileView`] (list) |
 //! | `GET /api/v1/vms/{vm}/logs?kind=serial\|qemu&lines=N` | | text |
 //! | `GET /api/v1/vms/{vm}/console` | | WebSocket, binary frames |
 //! | `GET /api/v1/migrations`, `/migrations/{id}` | | [`MigrationView`] (list) |
@@ -37,6 +39,7 @@ mod calibration;
 mod decision;
 mod marks;
 mod placement;
+mod profile;
 
 use std::collections::BTreeMap;
 
@@ -58,6 +61,7 @@ pub use placement::{
     AddedNode, Change, NodeVerdict, Placed, PlacementView, Room, ScorePart, SimulateRequest,
     SimulationView, Unplaced,
 };
+pub use profile::ProfileView;
 
 /// The cluster in a few numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]

@@ -6,6 +6,7 @@
 
 mod marks;
 mod parse;
+mod placement;
 mod vm;
 
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use godwit_shared::model::{BytesPerSec, Millis, NodeId, VmName};
 
 pub(crate) use marks::{LabelArgs, LabelChange, TaintArgs, UntaintArgs};
 pub(crate) use parse::{Label, LabelSelector, VmRef};
+pub(crate) use placement::{PlacementCommand, SimulateArgs};
 pub(crate) use vm::{
     LifecycleArgs, LogsArgs, MigrateArgs, PlaceArgs, SpecArgs, SpecFlags, StartArgs, VmCommand,
     VmCreateArgs,
@@ -137,6 +139,9 @@ pub(crate) enum Command {
     /// Virtual machines
     #[command(subcommand)]
     Vm(VmCommand),
+    /// Where VMs would go, and what placement prefers
+    #[command(subcommand)]
+    Placement(PlacementCommand),
     /// Moves of running VMs between nodes
     #[command(subcommand)]
     Migration(MigrationCommand),

@@ -91,19 +91,30 @@ fn no_node_fits(placement: &PlacementView, explained: bool) -> Problem {
 fn spec(args: &SpecArgs) -> Result<VmSpec, Failure> {
     match &args.file {
         None => Ok(VmSpec::from_value(from_flags(&args.flags))?),
-        Some(path) if path.as_os_str() == "-" => {
-            let mut text = String::new();
-            std::io::stdin()
-                .read_to_string(&mut text)
-                .map_err(|e| unreadable("stdin", &e))?;
-            from_text(&text, None).map_err(|problem| about_file(problem, "stdin").into())
-        }
         Some(path) => {
-            let shown = path.display().to_string();
-            let text = std::fs::read_to_string(path).map_err(|e| unreadable(&shown, &e))?;
-            from_text(&text, Some(path)).map_err(|problem| about_file(problem, &shown).into())
+            let (text, shown) = read_text(path)?;
+            let file = Some(path.as_path()).filter(|_| !is_stdin(path));
+            from_text(&text, file).map_err(|problem| about_file(problem, &shown).into())
         }
     }
+}
+
+fn is_stdin(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
+
+/// A file's text, or that of stdin, and what to call it.
+pub(super) fn read_text(path: &Path) -> Result<(String, String), Failure> {
+    let mut text = String::new();
+    let (shown, read) = if is_stdin(path) {
+        let read = std::io::stdin().read_to_string(&mut text).map(drop);
+        ("stdin".to_owned(), read)
+    } else {
+        let read = std::fs::read_to_string(path).map(|content| text = content);
+        (path.display().to_string(), read)
+    };
+    read.map_err(|error| unreadable(&shown, &error))?;
+    Ok((text, shown))
 }
 
 /// A file's ending says what it is; stdin is YAML unless it can only be TOML.
@@ -122,7 +133,7 @@ fn from_text(text: &str, path: Option<&Path>) -> Result<VmSpec, Problem> {
     }
 }
 
-fn unreadable(what: &str, error: &std::io::Error) -> Failure {
+pub(super) fn unreadable(what: &str, error: &std::io::Error) -> Failure {
     Failure::from(
         Problem::new(
             codes::SPEC_SYNTAX,
@@ -135,7 +146,7 @@ fn unreadable(what: &str, error: &std::io::Error) -> Failure {
 }
 
 /// Every problem of a file says which file.
-fn about_file(mut problem: Problem, file: &str) -> Problem {
+pub(super) fn about_file(mut problem: Problem, file: &str) -> Problem {
     problem.message = format!("{file}: {}", problem.message);
     problem.also = problem
         .also

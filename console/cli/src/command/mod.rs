@@ -11,6 +11,7 @@ mod migrate;
 mod migration;
 mod node;
 mod offline;
+mod placement;
 mod serial;
 mod splice;
 mod task;
@@ -48,6 +49,7 @@ async fn online(cli: Cli, ui: &Ui) -> Result<(), Failure> {
         Command::Cluster(command) => cluster::run(command, &connect()?, ui).await,
         Command::Node(command) => node::run(command, &connect()?, ui).await,
         Command::Vm(command) => vm::run(command, connect, ui).await,
+        Command::Placement(command) => placement::run(command, connect, ui).await,
         Command::Migration(command) => migration::run(command, &connect()?, ui).await,
         Command::Task(command) => task::run(command, &connect()?, ui).await,
         Command::Events(args) => events::run(&args, &connect()?, ui).await,

@@ -17,6 +17,7 @@ mod migrations;
 mod nodes;
 mod openapi;
 mod page;
+mod placement;
 mod problem;
 mod routes;
 mod tasks;

@@ -6,14 +6,15 @@ use actix_web::HttpResponse;
 use bytes::Bytes;
 use godwit_shared::api::{
     Calibrations, CommandOptions, CreateVm, DryRun, Event, MarkRequest, MigrateRequest,
-    MigrationView, NodeView, PlacementView, TaskView, TokenRequest, TokenView, VmView,
+    MigrationView, NodeView, PlacementView, ProfileView, SimulateRequest, SimulationView, TaskView,
+    TokenRequest, TokenView, VmView,
 };
 use godwit_shared::model::Problem;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ComponentsBuilder, OpenApi as Document};
 use utoipa::{Modify, OpenApi};
 
-use super::{cluster, console, events, marks, migrations, nodes, page, tasks, vms};
+use super::{cluster, console, events, marks, migrations, nodes, page, placement, tasks, vms};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -26,7 +27,7 @@ use super::{cluster, console, events, marks, migrations, nodes, page, tasks, vms
         page::index, page::health, document,
         cluster::status, cluster::place, cluster::vm_schema, events::stream,
         nodes::create_token, nodes::list, nodes::show, nodes::remove, nodes::cordon, nodes::uncordon,
-        marks::mark,
+        marks::mark, placement::simulate, placement::profiles,
         vms::list, vms::create, vms::show, vms::remove, vms::command, vms::migrate, vms::logs,
         console::attach,
         migrations::list, migrations::calibration, migrations::show, migrations::cancel,
@@ -34,7 +35,7 @@ use super::{cluster, console, events, marks, migrations, nodes, page, tasks, vms
         tasks::list, tasks::show, tasks::cancel,
     ),
     components(schemas(
-        Problem, MarkRequest, VmView, CreateVm, CommandOptions, MigrateRequest, DryRun, TaskView, NodeView,
+        Problem, MarkRequest, ProfileView, SimulateRequest, SimulationView, VmView, CreateVm, CommandOptions, MigrateRequest, DryRun, TaskView, NodeView,
         MigrationView, Calibrations, PlacementView, TokenRequest, TokenView, Event,
     )),
     modifiers(&Credential),

@@ -6,7 +6,9 @@ use actix_web::{HttpRequest, HttpResponse, Resource, Route, web};
 use godwit_shared::model::{Problem, codes};
 
 use super::problem::Refusal;
-use super::{cluster, console, events, marks, migrations, nodes, openapi, page, tasks, vms};
+use super::{
+    cluster, console, events, marks, migrations, nodes, openapi, page, placement, tasks, vms,
+};
 
 /// One path with its methods.
 pub(super) struct Path {
@@ -79,6 +81,8 @@ pub(super) fn v1() -> Vec<Path> {
     vec![
         at("/cluster").get(web::route().to(cluster::status)),
         at("/place").post(web::route().to(cluster::place)),
+        at("/placement/simulate").post(web::route().to(placement::simulate)),
+        at("/placement/profiles").get(web::route().to(placement::profiles)),
         at("/schema/vm").get(web::route().to(cluster::vm_schema)),
         at("/events").get(web::route().to(events::stream)),
         at("/tokens").post(web::route().to(nodes::create_token)),

@@ -73,6 +73,7 @@ mod tests;
 mod turn;
 mod verdict;
 mod view;
+mod what_if;
 
 pub use queue::MigrationLimits;
 

@@ -2,14 +2,14 @@
 #![allow(clippy::unwrap_used)]
 
 use godwit_shared::api::{
-    Calibrations, ClusterStatus, DryRun, Event, MigrationView, NodeView, PlacementView, TaskView,
-    VmView,
+    Calibrations, ClusterStatus, DryRun, Event, MigrationView, NodeView, PlacementView,
+    ProfileView, SimulationView, TaskView, VmView,
 };
 use godwit_shared::model::{Problem, UnixMillis, codes};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{Shown, calibrations, event_line, explain, list, rehearsal};
+use super::{Shown, calibrations, event_line, explain, list, rehearsal, simulation};
 use crate::args::Format;
 use crate::output::Ui;
 use crate::output::problem::render;
@@ -277,6 +277,32 @@ fn explanations() {
         "target": "node-2", "blockers": [], "forecast": forecast(false),
     }));
     insta::assert_snapshot!("rehearsal", rehearsal("web-1", &dry_run, &ui(None)));
+}
+
+#[test]
+fn what_if() {
+    let view: SimulationView = read(json!({
+        "placed": [
+            { "vm": "db-1", "from": "node-2", "node": "node-1", "score": 700 },
+            { "vm": "web-9", "from": null, "node": "node-3", "score": 512 },
+        ],
+        "unplaced": [{
+            "vm": "huge", "from": null, "nearest": "node-3",
+            "problem": { "code": "no_node_fits", "message": "no node can take huge", "also": [{ "code": "insufficient_resources", "message": "node-3 lacks 2 GiB", "also": [] }] },
+            "changes": [{ "change": "less_memory", "by": 2048 }, { "change": "without_rule", "name": "web-apart" }],
+        }],
+        "room": [
+            { "node": "node-1", "capacity": { "vcpus": 8, "memory": 8192 }, "used": { "vcpus": 6, "memory": 4096 }, "more": 1 },
+            { "node": "node-3", "capacity": { "vcpus": 8, "memory": 8192 }, "used": { "vcpus": 0, "memory": 1024 }, "more": 4 },
+        ],
+        "left": { "vcpus": 10, "memory": 11_264 }, "more": 5,
+    }));
+    insta::assert_snapshot!("simulation", simulation(&view, &ui(Some(80))));
+    let profiles: Vec<ProfileView> = read(json!([
+        { "name": null, "weights": { "memory": 2, "cpu": 1, "pack": 0 } },
+        { "name": "pack", "weights": { "memory": 0, "cpu": 0, "pack": 5 } },
+    ]));
+    insta::assert_snapshot!("profiles", list(profiles.iter(), &ui(None)));
 }
 
 fn forecast(converges: bool) -> Value {

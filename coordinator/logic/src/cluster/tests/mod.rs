@@ -16,6 +16,7 @@ mod restart;
 mod simulation;
 mod steering;
 mod views;
+mod what_if;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
