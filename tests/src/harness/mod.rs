@@ -60,6 +60,8 @@ pub struct ClusterOptions {
     pub qemus: Vec<PathBuf>,
     /// Memory that the nodes offer, `node-1` first; the host decides for the rest.
     pub memory: Vec<MiB>,
+    /// Settings of the nodes beside those of the harness, as TOML, `node-1` first.
+    pub node_settings: Vec<String>,
     /// Where the nodes are, `node-1` first; the rest are on the loopback.
     pub seats: Vec<Seat>,
     /// Where the coordinator listens for nodes; port 0 takes a free one.
@@ -90,6 +92,7 @@ impl Default for ClusterOptions {
             old: 0,
             qemus: Vec::new(),
             memory: Vec::new(),
+            node_settings: Vec::new(),
             seats: Vec::new(),
             own_disks: false,
             coordinator: (Ipv4Addr::LOCALHOST, 0).into(),

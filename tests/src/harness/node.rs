@@ -163,6 +163,9 @@ impl Node {
             emulators.insert("x86_64".into(), emulator.display().to_string().into());
             config.insert("emulators".into(), emulators.into());
         }
+        if let Some(settings) = options.node_settings.get(index) {
+            config.extend(toml::from_str::<toml::Table>(settings)?);
+        }
         Ok(config)
     }
 
