@@ -4,10 +4,13 @@
 //! * [`wire`] is how that data crosses a network: frames, versions, messages.
 //! * [`api`] is what the coordinator's REST interface answers and accepts.
 //! * [`config`] turns TOML into checked settings.
+//! * `backup` (feature `backup`) is the file that `godwit cluster backup` writes.
 //! * `pki` and `transport` (feature `transport`) are the cluster's identity and
 //!   its QUIC connections. Crates that only decide go without them.
 
 pub mod api;
+#[cfg(feature = "backup")]
+pub mod backup;
 pub mod config;
 pub mod model;
 #[cfg(feature = "transport")]

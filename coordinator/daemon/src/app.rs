@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
+use crate::backup::Backups;
 use crate::cluster::ClusterHandle;
 use crate::config::{Config, host_port};
 use crate::credential;
@@ -107,6 +108,11 @@ impl Coordinator {
                 cluster: handle.clone(),
                 admin,
                 watches: Watches::new(handle.clone()),
+                backups: Backups {
+                    store: Arc::clone(&store) as Arc<dyn Store>,
+                    cluster: config.name.clone(),
+                    ca_fingerprint: authority.ca().fingerprint().to_string(),
+                },
                 addresses: addresses(&config, cluster_address),
                 ca: authority.ca().fingerprint(),
                 stop: stop.clone(),

@@ -29,6 +29,47 @@ pub enum Command {
     /// SIGTERM and SIGINT end the daemon. Nodes, VMs and running migrations go on
     /// without it; the next start takes the cluster up where it is then.
     Run(RunArgs),
+    /// Make a backup's records those of the next start.
+    ///
+    /// The coordinator must not run. The former store is kept beside the new one.
+    #[command(after_help = RESTORE_HELP)]
+    Restore(RestoreArgs),
+}
+
+const RESTORE_HELP: &str = "\
+What the nodes know better than the backup (where a VM runs, at which epoch) comes back
+with them: until every node of the backup has connected, no VM is started or deleted.
+
+Example:
+  systemctl stop godwit-coordinator
+  godwit-coordinator restore /var/backups/godwit-2026-11-25
+  systemctl start godwit-coordinator";
+
+/// Arguments of `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// A file that `godwit cluster backup` has written.
+    pub file: PathBuf,
+    /// Settings (TOML); see config/coordinator.toml.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// CA, store and credential [default: /var/lib/godwit/coordinator].
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The cluster's name, instead of being asked to type it.
+    #[arg(long, value_name = "CLUSTER")]
+    pub i_have_checked: Option<String>,
+}
+
+impl RestoreArgs {
+    /// What the flags say of the settings.
+    pub fn overrides(&self, log: Option<String>) -> Overrides {
+        Overrides {
+            state_dir: self.state_dir.clone(),
+            log,
+            ..Overrides::default()
+        }
+    }
 }
 
 /// Arguments of `run`.
@@ -70,7 +111,7 @@ impl RunArgs {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::panic)]
     use clap::CommandFactory as _;
 
     use super::*;
@@ -84,7 +125,9 @@ mod tests {
     fn flags_reach_the_settings() {
         let line = "godwit-coordinator run --state-dir /s --api 127.0.0.1:0 --log debug";
         let cli = Cli::try_parse_from(line.split(' ')).unwrap();
-        let Command::Run(run) = cli.command;
+        let Command::Run(run) = cli.command else {
+            panic!("{cli:?}");
+        };
         let flags = run.overrides(cli.log);
         assert_eq!(flags.state_dir.as_deref(), Some("/s".as_ref()));
         assert_eq!(flags.api.as_deref(), Some("127.0.0.1:0"));

@@ -2,12 +2,14 @@
 //! [`godwit_coordinator_logic`].
 //!
 //! * [`store`] keeps the records, [`cluster`] is the one writer of them.
+//! * [`backup`] takes their backups and restores them.
 //! * [`session`] is the side that nodes connect to, [`http`] the operators'.
 //! * [`authority`] and [`credential`] say who may come in.
 //! * [`app`] puts it together.
 
 pub mod app;
 pub mod authority;
+pub mod backup;
 pub mod cli;
 pub mod cluster;
 pub mod config;

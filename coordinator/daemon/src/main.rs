@@ -4,15 +4,20 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use godwit_coordinator::cli::{Cli, Command, RunArgs};
+use godwit_coordinator::backup::restore::Restore;
+use godwit_coordinator::cli::{Cli, Command, RestoreArgs, RunArgs};
 use godwit_coordinator::config::Config;
 use godwit_coordinator::{app, logging};
 use godwit_shared::model::Problem;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let Command::Run(args) = &cli.command;
-    match run(args, cli.log.clone()) {
+    let log = cli.log.clone();
+    let result = match &cli.command {
+        Command::Run(args) => run(args, log),
+        Command::Restore(args) => restore(args, log),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             report(&problem);
@@ -25,6 +30,24 @@ fn run(args: &RunArgs, log: Option<String>) -> Result<(), Problem> {
     let config = Config::load(args.config.as_deref(), args.overrides(log))?;
     logging::LogControl::start()?.set(&config.log)?;
     actix::System::new().block_on(app::run(config))
+}
+
+fn restore(args: &RestoreArgs, log: Option<String>) -> Result<(), Problem> {
+    let config = Config::load(args.config.as_deref(), args.overrides(log))?;
+    let preparing = Restore::prepare(&args.file, &config.state_dir);
+    let restore = actix::System::new().block_on(preparing)?;
+    say(&restore.describe());
+    restore.confirm(args.i_have_checked.as_deref())?;
+    let done = restore.carry_out()?;
+    if let Some(aside) = done.aside {
+        say(&format!("the former store is {}", aside.display()));
+    }
+    say("restored; start the coordinator now");
+    Ok(())
+}
+
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// The problem and all that came with it, for people, on stderr.

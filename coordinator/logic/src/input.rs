@@ -95,6 +95,12 @@ pub enum Input {
         /// The changes.
         request: MarkRequest,
     },
+    /// Count on a node to run nothing, of which nothing was heard since the
+    /// store was restored.
+    NodeAbsent {
+        /// The node.
+        node: NodeId,
+    },
     /// Take a node out of the cluster for good.
     RemoveNode {
         /// The node.

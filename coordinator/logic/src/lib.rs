@@ -3,6 +3,7 @@
 //! * [`cluster::Cluster`] is the state of the cluster and the only place that
 //!   changes it: an [`input::Input`] goes in, [`effect::Effect`]s come out.
 //! * [`record`] is what outlives the coordinator, key by key.
+//! * [`restored`] is what a backup's records become when they are restored.
 //! * [`placement`] decides where a VM goes, and says why.
 //!
 //! Nothing here does I/O, reads a clock or draws a random number: the time and
@@ -15,3 +16,4 @@ pub mod input;
 pub mod placement;
 pub mod plan;
 pub mod record;
+pub mod restored;

@@ -42,6 +42,9 @@ pub struct NodeRecord {
     /// Labels and taints that it told itself.
     #[serde(default)]
     pub told: Marks,
+    /// The store was restored, and the node has not said since what it runs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unheard: bool,
 }
 
 /// SHA-256 of a join token's secret.

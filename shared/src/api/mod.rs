@@ -7,6 +7,8 @@
 //! |---|---|---|
 //! | `GET /api/v1/cluster` | | [`ClusterStatus`] |
 //! | `GET /api/v1/nodes`, `/nodes/{node}` | | [`NodeView`] (list) |
+//! | `GET /api/v1/cluster/backup` | | a file, see `godwit_shared::backup` |
+//! | `POST /api/v1/nodes/{node}/absent` | [`AbsentRequest`] | [`NodeView`] |
 //! | `POST /api/v1/nodes/{node}/cordon`, `uncordon` | | [`NodeView`] |
 //! | `POST /api/v1/nodes/{node}/marks` | [`MarkRequest`] | [`NodeView`] |
 //! | `DELETE /api/v1/nodes/{node}` | | 204 |
@@ -86,6 +88,18 @@ pub struct ClusterStatus {
     pub used: Usage,
     /// The newest event's number.
     pub last_event: u64,
+    /// Nodes that did not connect since the store was restored from a backup.
+    #[serde(default)]
+    pub unheard: Vec<NodeId>,
+}
+
+/// An operator's word that a node, of which nothing was heard since the store
+/// was restored, runs none of the cluster's VMs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AbsentRequest {
+    /// The node's name, typed anew.
+    pub confirm: String,
 }
 
 /// Whether a node can be counted on.

@@ -103,6 +103,10 @@ pub mod codes {
         CANCELLED = "cancelled";
         /// The store refused or failed.
         STORE = "store";
+        /// The store's file is damaged.
+        STORE_DAMAGED = "store_damaged";
+        /// A file is not a backup of a cluster, or a damaged one.
+        BACKUP_INVALID = "backup_invalid";
         /// A file or a socket of the host refused.
         HOST_IO = "host_io";
         /// Too much at once.

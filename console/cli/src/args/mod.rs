@@ -4,6 +4,7 @@
 //! What is a matter of one argument alone (a name, a size, a duration) is
 //! checked here and refused with exit code 2; what needs the cluster is not.
 
+mod cluster;
 mod marks;
 mod parse;
 mod placement;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use godwit_shared::model::{BytesPerSec, Millis, NodeId, VmName};
 
+pub(crate) use cluster::{BackupArgs, ClusterCommand, RestoreArgs};
 pub(crate) use marks::{LabelArgs, LabelChange, TaintArgs, UntaintArgs};
 pub(crate) use parse::{Label, LabelSelector, VmRef};
 pub(crate) use placement::{PlacementCommand, SimulateArgs};
@@ -173,13 +175,6 @@ Examples:
   godwit completion zsh > \"${fpath[1]}/_godwit\"
   godwit completion fish > ~/.config/fish/completions/godwit.fish";
 
-/// `godwit cluster`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum ClusterCommand {
-    /// Nodes, VMs and capacity in a few numbers
-    Status,
-}
-
 /// `godwit node`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeCommand {
@@ -219,6 +214,15 @@ pub(crate) enum NodeCommand {
     /// Give a node labels, or take them away
     #[command(after_help = marks::LABEL_EXAMPLES)]
     Label(LabelArgs),
+    /// Count on a node to run nothing that did not come back since the store was restored
+    #[command(after_help = ABSENT_HELP)]
+    Absent {
+        /// The node
+        node: NodeId,
+        /// The node's name, instead of being asked to type it
+        #[arg(long, value_name = "NODE")]
+        i_have_checked: Option<NodeId>,
+    },
     /// Take an empty node out of the cluster for good; its certificate is revoked
     Remove {
         /// The node
@@ -226,6 +230,11 @@ pub(crate) enum NodeCommand {
         nodes: Vec<NodeId>,
     },
 }
+
+const ABSENT_HELP: &str = "\
+After `godwit cluster restore` no VM is started or deleted before every node has said what
+it runs. This says it for a node that will not come back. If a VM runs there after all, a
+start elsewhere runs it twice, on the same disks. It is written down.";
 
 const TOKEN_EXAMPLES: &str = "\
 The token is the only thing on stdout. It can be used once.

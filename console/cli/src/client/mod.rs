@@ -33,6 +33,9 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// for its turn and its store (40 s), so that its own word on that comes first.
 const CALL: Duration = Duration::from_secs(50);
 
+/// How long a file may take.
+const FILE: Duration = Duration::from_secs(600);
+
 /// How long the coordinator is asked to hold a call for the end of a task.
 const LONG_POLL: Duration = Duration::from_secs(20);
 
@@ -129,6 +132,15 @@ impl Client {
             .await?;
         let text = response.text().await;
         text.map_err(|e| self.trouble(&e, trouble::no_answer))
+    }
+
+    /// `GET` of a file.
+    pub(crate) async fn bytes(&self, path: &str) -> Result<Vec<u8>, Failure> {
+        let request = self.request(Method::GET, path).timeout(FILE);
+        let response = self.send(request, trouble::no_answer).await?;
+        let bytes = response.bytes().await;
+        let bytes = bytes.map_err(|e| self.trouble(&e, trouble::no_answer))?;
+        Ok(bytes.into())
     }
 
     /// `GET` of a stream of server-sent events, after the event `after`.

@@ -2,16 +2,24 @@
 
 use godwit_shared::api::ClusterStatus;
 
+use super::backup;
 use crate::args::ClusterCommand;
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{Item, Ui};
 
-pub(super) async fn run(command: ClusterCommand, client: &Client, ui: &Ui) -> Result<(), Failure> {
+/// `connect` is called only by what needs the coordinator.
+pub(super) async fn run(
+    command: ClusterCommand,
+    connect: impl Fn() -> Result<Client, Failure>,
+    ui: &Ui,
+) -> Result<(), Failure> {
     match command {
         ClusterCommand::Status => {
-            let status: Item<ClusterStatus> = client.one("/cluster").await?;
+            let status: Item<ClusterStatus> = connect()?.one("/cluster").await?;
             ui.show(&[status])
         }
+        ClusterCommand::Backup(args) => backup::backup(&args, &connect()?, ui).await,
+        ClusterCommand::Restore(args) => backup::restore(&args, ui),
     }
 }

@@ -6,8 +6,8 @@ use godwit_shared::model::{
 };
 use serde_json::json;
 
-use super::by_id;
 use super::migrate::moved;
+use super::{by_id, confirm};
 use crate::args::{Format, MigrationCommand, ResolveArgs};
 use crate::client::Client;
 use crate::failure::Failure;
@@ -92,34 +92,20 @@ async fn resolve(args: ResolveArgs, client: &Client, ui: &Ui) -> Result<(), Fail
     told(&decided, decision.as_str(), ui)
 }
 
-/// Asks for the VM's name; only a person at a terminal can answer.
+/// Asks for the VM's name.
 fn typed_name(migration: &MigrationView, decision: DoubtDecision) -> Result<String, Failure> {
-    use std::io::{IsTerminal as _, Write as _};
-    if !std::io::stdin().is_terminal() {
-        return Err(Problem::new(
-            codes::CONFIRMATION_NEEDED,
-            format!("to decide about {} takes a confirmation", migration.name),
-        )
+    let (name, target) = (&migration.name, &migration.target);
+    let question = format!(
+        "{}, whatever {target} does. Have you made sure of what runs there? Type the VM's name: ",
+        decision.as_str()
+    );
+    let what = format!("to decide about {name} takes a confirmation");
+    let refused = Problem::new(codes::CONFIRMATION_NEEDED, what)
         .field("--i-have-checked")
         .remedy(format!(
-            "make sure of what runs on {}, then add --i-have-checked {}",
-            migration.target, migration.name
-        ))
-        .into());
-    }
-    let mut error = std::io::stderr().lock();
-    let asked = write!(
-        error,
-        "{}, whatever {} does. Have you made sure of what runs there? Type the VM's name: ",
-        decision.as_str(),
-        migration.target
-    );
-    let mut line = String::new();
-    asked
-        .and_then(|()| error.flush())
-        .and_then(|()| std::io::stdin().read_line(&mut line))
-        .map_err(|error| Problem::internal(format!("the terminal: {error}")))?;
-    Ok(line.trim().to_owned())
+            "make sure of what runs on {target}, then add --i-have-checked {name}"
+        ));
+    confirm::typed_name(&question, refused)
 }
 
 /// By id, by the end of an id, or a VM's newest.

@@ -1,6 +1,8 @@
 //! What each command does: a module for each noun.
 
+mod backup;
 mod cluster;
+mod confirm;
 mod console;
 mod create;
 mod events;
@@ -46,7 +48,7 @@ pub(crate) fn run(cli: Cli, ui: &Ui) -> Result<(), Failure> {
 async fn online(cli: Cli, ui: &Ui) -> Result<(), Failure> {
     let connect = || Client::new(&credential::find(&cli.global)?);
     match cli.command {
-        Command::Cluster(command) => cluster::run(command, &connect()?, ui).await,
+        Command::Cluster(command) => cluster::run(command, connect, ui).await,
         Command::Node(command) => node::run(command, &connect()?, ui).await,
         Command::Vm(command) => vm::run(command, connect, ui).await,
         Command::Placement(command) => placement::run(command, connect, ui).await,

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use godwit_shared::api::{NodeView, TokenRequest, TokenView};
-use godwit_shared::model::{Millis, NodeId};
+use godwit_shared::api::{AbsentRequest, NodeView, TokenRequest, TokenView};
+use godwit_shared::model::{Millis, NodeId, Problem, codes};
 use serde_json::json;
 
+use super::confirm;
 use super::marks;
 use crate::args::{Format, NodeCommand};
 use crate::client::Client;
@@ -22,6 +23,10 @@ pub(super) async fn run(command: NodeCommand, client: &Client, ui: &Ui) -> Resul
         NodeCommand::Taint(args) => marks::taint(args, client, ui).await,
         NodeCommand::Untaint(args) => marks::untaint(args, client, ui).await,
         NodeCommand::Label(args) => marks::label(args, client, ui).await,
+        NodeCommand::Absent {
+            node,
+            i_have_checked,
+        } => absent(&node, i_have_checked, client, ui).await,
         NodeCommand::Remove { nodes } => remove(&nodes, client, ui).await,
     }
 }
@@ -77,6 +82,37 @@ async fn mark(nodes: &[NodeId], verb: &str, client: &Client, ui: &Ui) -> Result<
         ui.show(&done)?;
     }
     Failure::several(failures)
+}
+
+/// After a restore: nothing runs there.
+async fn absent(
+    node: &NodeId,
+    checked: Option<NodeId>,
+    client: &Client,
+    ui: &Ui,
+) -> Result<(), Failure> {
+    let confirm = match checked {
+        Some(name) => name.to_string(),
+        None => typed_node(node)?,
+    };
+    let path = format!("/nodes/{node}/absent");
+    let answer = client.post(&path, &AbsentRequest { confirm }).await?;
+    let view: Item<NodeView> = Item::read(answer)?;
+    if !ui.is_table() {
+        return ui.show(&[view]);
+    }
+    ui.print(&format!("{node} is no longer waited for"))
+}
+
+fn typed_node(node: &NodeId) -> Result<String, Failure> {
+    let question = format!("Have you made sure that no VM runs on {node}? Type the node's name: ");
+    let what = format!("to count on {node} to run nothing takes a confirmation");
+    let refused = Problem::new(codes::CONFIRMATION_NEEDED, what)
+        .field("--i-have-checked")
+        .remedy(format!(
+            "make sure that no VM runs there, then add --i-have-checked {node}"
+        ));
+    confirm::typed_name(&question, refused)
 }
 
 async fn remove(nodes: &[NodeId], client: &Client, ui: &Ui) -> Result<(), Failure> {

@@ -35,6 +35,8 @@ pub(crate) enum Answer {
     Json(u16, Value),
     /// Text.
     Text(&'static str),
+    /// A file.
+    File(Vec<u8>),
     /// A body that breaks off after this.
     Torn(String),
     /// A stream that says this and then nothing.
@@ -188,6 +190,7 @@ async fn answer(
     match (shared.script)(&call) {
         Answer::Json(status, value) => json(status, &value),
         Answer::Text(text) => HttpResponse::Ok().content_type("text/plain").body(text),
+        Answer::File(bytes) => HttpResponse::Ok().body(bytes),
         Answer::Torn(text) => streaming(text, true),
         Answer::Open(text) => streaming(text, false),
         Answer::Hang => std::future::pending().await,

@@ -7,6 +7,7 @@ mod coordinator;
 mod process;
 mod pty;
 
+mod backup;
 mod console;
 mod endings;
 mod listings;

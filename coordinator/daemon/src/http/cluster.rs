@@ -25,6 +25,25 @@ pub(super) async fn status(api: web::Data<Api>, request: HttpRequest) -> Answer 
     Ok(HttpResponse::Ok().json(status))
 }
 
+/// A backup of the cluster's records as they are now: see docs/store.md. It
+/// holds everything but the CA's key and the join tokens.
+#[utoipa::path(
+    get, path = "/api/v1/cluster/backup", tag = "cluster",
+    responses(
+        (status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = "5XX", description = "The store failed", body = Problem),
+    ),
+    security(("admin" = []))
+)]
+pub(super) async fn backup(api: web::Data<Api>, request: HttpRequest) -> Answer {
+    Parameters::of(&request, &[])?;
+    let file = api.backups.take().await?;
+    Ok(HttpResponse::Ok()
+        .content_type("application/octet-stream")
+        .insert_header(("Cache-Control", "no-store"))
+        .body(file))
+}
+
 /// Where a VM would go now, and why: every node with its score or what is
 /// lacking. Nothing is reserved.
 #[utoipa::path(

@@ -35,6 +35,7 @@ use godwit_shared::pki::CaFingerprint;
 use rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 
+use crate::backup::Backups;
 use crate::cluster::ClusterHandle;
 use crate::credential::TokenHash;
 pub use watches::Watches;
@@ -54,6 +55,8 @@ pub struct Api {
     pub admin: TokenHash,
     /// Who watches migrations.
     pub watches: Watches,
+    /// Makes backups.
+    pub backups: Backups,
     /// The coordinator's addresses, for join tokens.
     pub addresses: Vec<String>,
     /// The CA, for join tokens.

@@ -4,13 +4,13 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use godwit_coordinator_logic::cluster::Cluster;
 use godwit_coordinator_logic::input::{Input, Output};
 use godwit_coordinator_logic::record::SecretDigest;
-use godwit_shared::api::{NodeView, TokenRequest, TokenView};
-use godwit_shared::model::{NodeId, Problem};
+use godwit_shared::api::{AbsentRequest, NodeView, TokenRequest, TokenView};
+use godwit_shared::model::{NodeId, Problem, codes};
 use godwit_shared::pki::{JoinSecret, JoinToken};
 
 use super::Api;
 use super::answer::{Answer, unexpected};
-use super::input::{Parameters, body_or_default};
+use super::input::{Parameters, body, body_or_default};
 use crate::credential::{random_text, sha256};
 
 /// Every node, by name.
@@ -96,6 +96,43 @@ async fn set_cordon(api: &Api, request: &HttpRequest, node: &str, cordoned: bool
         })
         .await?
     {
+        Output::Node(view) => Ok(HttpResponse::Ok().json(view)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Counts on a node to run nothing that did not connect since the store was
+/// restored. VMs are started again once that is known of every node.
+#[utoipa::path(
+    post, path = "/api/v1/nodes/{node}/absent", tag = "nodes",
+    params(("node" = String, Path, description = "The node's name")),
+    request_body = AbsentRequest,
+    responses(
+        (status = 200, description = "The node", body = NodeView),
+        (status = 400, description = "The node's name was not typed", body = Problem),
+        (status = 404, description = "No such node", body = Problem),
+        (status = 409, description = "It is not waited for", body = Problem),
+    ),
+    security(("admin" = []))
+)]
+pub(super) async fn absent(
+    api: web::Data<Api>,
+    request: HttpRequest,
+    path: web::Path<String>,
+    payload: web::Payload,
+) -> Answer {
+    Parameters::of(&request, &[])?;
+    let node = name(&path)?;
+    let AbsentRequest { confirm } = body(&request, payload).await?;
+    if confirm != node.as_str() {
+        let text = format!("`confirm` is `{confirm}`, and the node's name is {node}");
+        return Err(Problem::new(codes::CONFIRMATION_NEEDED, text)
+            .field("confirm")
+            .value(confirm)
+            .remedy("make sure that no VM runs there, then type the node's name")
+            .into());
+    }
+    match api.cluster.apply(Input::NodeAbsent { node }).await? {
         Output::Node(view) => Ok(HttpResponse::Ok().json(view)),
         other => Err(unexpected(&other)),
     }

@@ -76,7 +76,7 @@ pub(super) fn status_of(code: &str) -> StatusCode {
         codes::PROTOCOL | codes::VERSION_MISMATCH | codes::QEMU_START | codes::HOST_IO => {
             StatusCode::BAD_GATEWAY
         }
-        codes::INTERNAL | codes::STORE => StatusCode::INTERNAL_SERVER_ERROR,
+        codes::INTERNAL | codes::STORE | codes::STORE_DAMAGED => StatusCode::INTERNAL_SERVER_ERROR,
         // What is left says that something was given in a wrong form.
         _ => StatusCode::BAD_REQUEST,
     }

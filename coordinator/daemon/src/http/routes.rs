@@ -80,6 +80,7 @@ pub(super) fn open() -> Vec<Path> {
 pub(super) fn v1() -> Vec<Path> {
     vec![
         at("/cluster").get(web::route().to(cluster::status)),
+        at("/cluster/backup").get(web::route().to(cluster::backup)),
         at("/place").post(web::route().to(cluster::place)),
         at("/placement/simulate").post(web::route().to(placement::simulate)),
         at("/placement/profiles").get(web::route().to(placement::profiles)),
@@ -90,6 +91,7 @@ pub(super) fn v1() -> Vec<Path> {
         at("/nodes/{node}")
             .get(web::route().to(nodes::show))
             .delete(web::route().to(nodes::remove)),
+        at("/nodes/{node}/absent").post(web::route().to(nodes::absent)),
         at("/nodes/{node}/cordon").post(web::route().to(nodes::cordon)),
         at("/nodes/{node}/uncordon").post(web::route().to(nodes::uncordon)),
         at("/nodes/{node}/marks").post(web::route().to(marks::mark)),

@@ -76,6 +76,14 @@ impl RedbStore {
         })
     }
 
+    /// Makes a file with these records, as a restore does.
+    ///
+    /// # Errors
+    /// A [`Problem`] with code `store` when the system refuses.
+    pub fn write_file(path: &Path, revision: Revision, entries: &[Entry]) -> Result<(), Problem> {
+        file::write(path, revision, entries)
+    }
+
     /// Puts the request into the queue at once: so commits keep the order of the
     /// calls. The queue has no bound; the one writer has one commit under way.
     fn ask<T, E>(

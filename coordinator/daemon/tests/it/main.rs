@@ -8,6 +8,7 @@
 )]
 
 mod api;
+mod backup;
 mod console;
 mod crash;
 mod events;

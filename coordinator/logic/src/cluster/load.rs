@@ -51,9 +51,14 @@ impl Cluster {
 
     fn index_members(&mut self, now: UnixMillis) {
         for record in self.records.nodes.values().filter(|node| !node.revoked) {
+            let since = if record.unheard {
+                "the store was restored"
+            } else {
+                "the coordinator was started"
+            };
             let state = match record.facts {
                 Some(_) => NodeState {
-                    reason: Some("it has not connected since the coordinator was started".into()),
+                    reason: Some(format!("it has not connected since {since}")),
                     ..NodeState::new(NodeHealth::Down, now)
                 },
                 None => NodeState::new(NodeHealth::New, record.joined),

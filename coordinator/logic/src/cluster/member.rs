@@ -107,6 +107,7 @@ impl Cluster {
             facts: None,
             marks: Marks::default(),
             told: Marks::default(),
+            unheard: false,
         };
         self.records.nodes.insert(node.clone(), record);
         turn.touch(Key::Node(node.clone()));

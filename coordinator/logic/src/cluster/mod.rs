@@ -52,6 +52,7 @@
 mod calibration;
 mod command;
 mod create;
+mod heard;
 mod load;
 mod log;
 mod marks;
@@ -216,6 +217,7 @@ impl Cluster {
             }
             Input::Cordon { node, cordoned } => self.on_cordon(turn, &node, cordoned),
             Input::Mark { node, request } => self.on_mark(turn, &node, &request),
+            Input::NodeAbsent { node } => self.on_node_absent(turn, &node),
             Input::RemoveNode { node } => self.on_remove_node(turn, &node),
             Input::CreateVm { vm, task, request } => self.on_create_vm(turn, vm, task, request),
             Input::Command {

@@ -11,6 +11,7 @@ use godwit_shared::wire::uplink::NodeReply;
 
 use super::Cluster;
 use super::command::conflict;
+use super::heard::unheard;
 use super::member::LOST_NODE;
 use super::state::{Asked, Knowledge, Patience, Pending, Purpose};
 use super::task::End;
@@ -315,6 +316,9 @@ impl Cluster {
         let owner = self.records.vms.get(&vm).and_then(|vm| vm.owner.as_ref());
         let mut needed = owner.into_iter().chain(node);
         let away = needed.find(|node| !self.is_up(node));
+        if let (None, Some(node)) = (away, self.unheard().next()) {
+            return unheard(node);
+        }
         let away = away.map_or_else(|| "its node".to_owned(), ToString::to_string);
         Problem::new(
             codes::NODE_UNREACHABLE,

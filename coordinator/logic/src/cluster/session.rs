@@ -57,6 +57,7 @@ impl Cluster {
         for vm in affected {
             self.settle(turn, vm);
         }
+        self.heard(turn, node);
         self.resume_tasks(turn, node);
         Ok(Output::Done)
     }

@@ -144,6 +144,9 @@ impl Cluster {
         if task.state.is_final() || self.observed.work.get(&id).is_none_or(asked) {
             return;
         }
+        if self.waits_for_word(turn, &task) {
+            return;
+        }
         match task.kind {
             TaskKind::Create { start: false } if task.node.is_none() => {
                 self.end_task(turn, id, End::Done("defined".into()));
@@ -446,6 +449,11 @@ impl Cluster {
         let message = format!("waiting for {node}, which is not connected");
         self.wait(turn, task, Patience::Absence, &message);
         false
+    }
+
+    /// Waits for a node to come back.
+    pub(super) fn wait_for_node(&mut self, turn: &mut Turn, task: TaskId, message: &str) {
+        self.wait(turn, task, Patience::Absence, message);
     }
 
     /// Waits for something that may never come.

@@ -48,6 +48,7 @@ impl Cluster {
             capacity,
             used,
             last_event: self.last_event(),
+            unheard: self.unheard().cloned().collect(),
         }
     }
 

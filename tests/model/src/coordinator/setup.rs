@@ -64,6 +64,7 @@ fn member(n: Host) -> NodeRecord {
         cordoned: false,
         revoked: false,
         joined: NOW,
+        unheard: false,
         facts: Some(NodeFacts::default()),
         marks: Marks::default(),
         told: Marks::default(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use godwit_shared::api::ClusterStatus;
-use godwit_shared::model::UnixMillis;
+use godwit_shared::model::{NodeId, UnixMillis};
 
 use super::{Cell, Column, Listed, Shown};
 use crate::output::human;
@@ -25,7 +25,7 @@ impl Listed for ClusterStatus {
 impl Shown for ClusterStatus {
     fn sheet(&self, now: UnixMillis) -> Vec<(&'static str, String)> {
         let up = human::age(self.started, now);
-        vec![
+        let mut sheet = vec![
             ("Cluster", self.name.clone()),
             ("Coordinator", format!("{}, up {up}", self.software)),
             ("CA fingerprint", self.ca_fingerprint.clone()),
@@ -49,7 +49,16 @@ impl Shown for ClusterStatus {
                 ),
             ),
             ("Last event", self.last_event.to_string()),
-        ]
+        ];
+        if !self.unheard.is_empty() {
+            let names: Vec<&str> = self.unheard.iter().map(NodeId::as_str).collect();
+            let text = format!(
+                "the store was restored; starts wait for the word of {}",
+                names.join(", ")
+            );
+            sheet.push(("Restored", text));
+        }
+        sheet
     }
 }
 

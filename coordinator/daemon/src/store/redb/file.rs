@@ -9,14 +9,20 @@ use ::redb::{Builder, Database, DatabaseError, ReadableDatabase as _, TableError
 use godwit_shared::model::{Problem, codes};
 
 use super::{META, RECORDS};
-use crate::store::Revision;
+use crate::store::{Entry, Revision};
 
 /// The layout of the tables.
 const FORMAT: u64 = 1;
 /// The records are small and the coordinator holds them in memory anyway.
 const CACHE: usize = 8 << 20;
 
+/// An empty store.
 pub(super) fn create(path: &Path) -> Result<(), Problem> {
+    write(path, Revision(0), &[])
+}
+
+/// A store with these records, made whole beside its place and renamed.
+pub(super) fn write(path: &Path, revision: Revision, entries: &[Entry]) -> Result<(), Problem> {
     let fresh = PathBuf::from(format!("{}.new", path.display()));
     let mut options = OpenOptions::new();
     options
@@ -34,11 +40,14 @@ pub(super) fn create(path: &Path) -> Result<(), Problem> {
         .map_err(|e| explain(path, &e))?;
     let begun = (|| -> Result<(), ::redb::Error> {
         let transaction = made.begin_write()?;
-        transaction.open_table(RECORDS)?;
+        let mut records = transaction.open_table(RECORDS)?;
+        for entry in entries {
+            records.insert(entry.key.as_str(), (entry.revision.0, entry.value.as_ref()))?;
+        }
         let mut meta = transaction.open_table(META)?;
         meta.insert("format", FORMAT)?;
-        meta.insert("revision", 0)?;
-        drop(meta);
+        meta.insert("revision", revision.0)?;
+        drop((records, meta));
         transaction.commit()?;
         Ok(())
     })();
@@ -91,12 +100,12 @@ fn explain(path: &Path, error: &DatabaseError) -> Problem {
 
 fn damaged(path: &Path, why: &dyn std::fmt::Display) -> Problem {
     Problem::new(
-        codes::STORE,
+        codes::STORE_DAMAGED,
         format!("{} is damaged: {why}", path.display()),
     )
     .field("state_dir")
     .value(path.display().to_string())
-    .remedy("restore the file from a backup; the nodes' VMs go on running without it")
+    .remedy("restore a backup: `godwit-coordinator restore FILE`; it keeps this file aside. VMs go on running meanwhile")
 }
 
 pub(super) fn refused(path: &Path, doing: &str, error: &dyn std::fmt::Display) -> Problem {

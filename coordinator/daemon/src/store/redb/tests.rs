@@ -61,7 +61,7 @@ fn a_damaged_file_is_a_problem_and_stays_as_it_is() {
     for content in [b"not a store".to_vec(), vec![0; 4096], vec![0xff; 100_000]] {
         std::fs::write(&path, &content).unwrap();
         let problem = RedbStore::open(&path).unwrap_err();
-        assert_eq!(problem.code, codes::STORE);
+        assert_eq!(problem.code, codes::STORE_DAMAGED);
         assert!(problem.remedy.is_some());
         assert_eq!(std::fs::read(&path).unwrap(), content, "{problem}");
     }
@@ -115,4 +115,37 @@ fn only_the_owner_may_read_it() {
         std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
         0o600
     );
+}
+
+/// One flipped bit, wherever it is: either it is told, or all is there as it
+/// was. Never a panic, never another value.
+#[tokio::test]
+async fn a_flipped_bit_is_told_or_does_no_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store.redb");
+    let store = RedbStore::open(&path).unwrap();
+    for n in 0..60 {
+        let commit = put(&format!("k{n}"), &"x".repeat(300));
+        store.commit(commit).await.unwrap();
+    }
+    let whole = store.scan("").await.unwrap();
+    store.close().await.unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    // The whole header, and a stride through the rest that hits every part.
+    let places = (0..512).step_by(5).chain((512..bytes.len()).step_by(4099));
+    let mut told = 0;
+    for at in places {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 1 << (at % 8);
+        std::fs::write(&path, flipped).unwrap();
+        let opened = std::panic::catch_unwind(|| RedbStore::open(&path));
+        match opened.unwrap_or_else(|_| panic!("a panic at byte {at}")) {
+            Ok(store) => assert_eq!(store.scan("").await.unwrap(), whole, "byte {at}"),
+            Err(problem) => {
+                assert!(problem.code.starts_with(codes::STORE), "{problem}");
+                told += 1;
+            }
+        }
+    }
+    assert!(told > 0);
 }

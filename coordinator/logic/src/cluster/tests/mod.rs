@@ -13,6 +13,7 @@ mod migration;
 mod ownership;
 mod queue;
 mod restart;
+mod restored;
 mod simulation;
 mod steering;
 mod views;
