@@ -1,0 +1,73 @@
+//! A thousand seeds keep the rules, seeded bugs are found, and a seed is the
+//! same run every time.
+#![allow(
+    clippy::print_stdout,
+    clippy::panic,
+    reason = "tests that print their numbers"
+)]
+
+use godwit_sim::{Mutant, Report, run, trace};
+
+/// Runs them, and tells which one broke what.
+fn all_hold(seeds: std::ops::Range<u64>) {
+    let (mut steps, mut faults, mut moved) = (0, 0, 0);
+    for seed in seeds {
+        let Report {
+            breach,
+            steps: taken,
+            faults: had,
+            moved: left,
+            ..
+        } = run(seed, None);
+        if let Some(breach) = breach {
+            panic!("{breach}\nsee it: cargo run -p godwit-sim -- --seed {seed} --trace");
+        }
+        (steps, faults, moved) = (steps + taken, faults + had, moved + left);
+    }
+    println!("{steps} steps, {faults} faults, {moved} guests moved");
+    // A simulation in which nothing happens breaks no rule.
+    assert!(moved > 100 && faults > 1_000, "hardly anything happened");
+}
+
+#[test]
+fn the_first_five_hundred_seeds_keep_the_rules() {
+    all_hold(0..500);
+}
+
+#[test]
+fn the_next_five_hundred_seeds_keep_the_rules() {
+    all_hold(500..1_000);
+}
+
+#[test]
+fn a_seed_is_the_same_run_every_time() {
+    for seed in 0..10 {
+        let (one, other) = (run(seed, None), trace(seed, None));
+        assert_eq!((one.print, one.steps), (other.print, other.steps));
+        assert_eq!(other.trace, trace(seed, None).trace);
+    }
+}
+
+fn is_found(mutant: Mutant, breaks: &str) {
+    let found = (0..1_000).find_map(|seed| run(seed, Some(mutant)).breach.map(|b| (seed, b)));
+    let Some((seed, breach)) = found else {
+        panic!("{mutant:?} is not found");
+    };
+    println!("{mutant:?}: seed {seed}, {breach}");
+    assert!(breach.contains(breaks), "{breach}");
+}
+
+#[test]
+fn a_resume_on_timeout() {
+    is_found(Mutant::ResumeOnTimeout, "a past moment");
+}
+
+#[test]
+fn an_answer_before_the_commit() {
+    is_found(Mutant::AnswerBeforeCommit, "is lost");
+}
+
+#[test]
+fn a_node_that_gives_away_more_than_it_has() {
+    is_found(Mutant::NoLedger, "are taken");
+}
