@@ -94,7 +94,7 @@ async fn a_guest_on_huge_pages_boots_moves_and_gives_them_back() {
         Err(refused) => format!("{refused:?}"),
         Ok(task) => format!("{:?}", api.ended(task.id, SETTLE).await.unwrap().problem),
     };
-    assert!(why.contains("memory_backing.hugepages"), "{why}");
+    assert!(why.contains("huge pages"), "{why}");
 
     scene.move_to("huge", 1).await.unwrap();
     let (view, _) = scene.whereabouts("huge").await.unwrap();

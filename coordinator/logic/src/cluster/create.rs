@@ -1,7 +1,7 @@
 //! New VMs.
 
 use godwit_shared::api::{CreateVm, Decision};
-use godwit_shared::model::{Epoch, Problem, RunState, TaskId, UnixMillis, VmId, codes};
+use godwit_shared::model::{Epoch, Problem, RunState, TaskId, UnixMillis, VmId, VmSpec, codes};
 
 use super::Cluster;
 use super::room::choice;
@@ -74,6 +74,7 @@ impl Cluster {
             .value(name.as_str())
             .remedy("choose another name, or delete that VM"));
         }
+        self.check_profile(spec)?;
         if let Some(node) = &request.node {
             self.member(node)?;
         } else if !request.start {
@@ -81,5 +82,23 @@ impl Cluster {
         }
         let asked = request.node.as_ref();
         choice(self.place(request), spec, asked, now).map(Some)
+    }
+
+    /// A profile that a VM names has to be among those of the settings.
+    fn check_profile(&self, spec: &VmSpec) -> Result<(), Problem> {
+        let profiles = &self.settings.placement;
+        let wanted = spec.placement.profile.as_deref();
+        let Some(unknown) = wanted.filter(|_| profiles.of(wanted).is_none()) else {
+            return Ok(());
+        };
+        Err(Problem::new(
+            codes::SPEC_INVALID,
+            format!("there is no placement profile `{unknown}`"),
+        )
+        .field("placement.profile")
+        .value(unknown)
+        .remedy(
+            "name one that `godwit placement profiles` lists, or add it to the coordinator's settings",
+        ))
     }
 }

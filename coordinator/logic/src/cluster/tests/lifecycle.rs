@@ -84,6 +84,11 @@ fn creating_is_refused_with_its_reason() {
     bench.running("web", "node-1");
     let taken = bench.create(spec("web", 256), true, None).unwrap_err();
     assert_eq!(taken.code, codes::ALREADY_EXISTS);
+    let mut odd = spec("odd", 256);
+    odd.placement.profile = Some("gold".into());
+    let unknown = bench.create(odd, false, None).unwrap_err();
+    assert_eq!(unknown.code, codes::SPEC_INVALID);
+    assert_eq!(unknown.field.as_deref(), Some("placement.profile"));
     let large = bench.create(spec("db", 2048), true, None).unwrap_err();
     assert_eq!(large.code, codes::NO_NODE_FITS);
     assert_eq!(large.also.len(), 2, "one reason for each node");

@@ -36,7 +36,8 @@ fn the_cluster_in_a_few_numbers() {
         "vcpus": 1,
         "memory": 256
       },
-      "last_event": 13
+      "last_event": 13,
+      "unheard": []
     }
     "#);
 }
