@@ -212,6 +212,11 @@ pub struct Agenda {
 }
 
 impl Agenda {
+    /// The number of the entry that comes next: no other has it.
+    pub const fn number(&self) -> u64 {
+        self.last + 1
+    }
+
     /// Puts something on it.
     pub fn add(&mut self, at: u64, what: What) {
         self.last += 1;

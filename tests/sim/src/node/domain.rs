@@ -29,7 +29,6 @@ pub struct DomainActor {
     pub reserved: bool,
     waiters: Vec<Waiter>,
     timers: BTreeMap<Timer, u64>,
-    armings: u64,
 }
 
 /// Who waits for an answer of a domain.
@@ -64,7 +63,6 @@ impl DomainActor {
             reserved: false,
             waiters: Vec::new(),
             timers: BTreeMap::new(),
-            armings: 0,
         }
     }
 }
@@ -134,13 +132,12 @@ impl Sim {
     }
 
     fn arm_domain(&mut self, n: N, vm: VmId, timer: Timer, after: u64) {
+        let armed = self.agenda.number();
         let Some(actor) = self.nodes[n].domains.get_mut(&vm) else {
             return;
         };
-        actor.armings += 1;
-        let armed = actor.armings;
         actor.timers.insert(timer, armed);
-        self.later(n, (after, after + 1), ToNode::DomainTimer(vm, timer, armed));
+        self.wake(n, after, ToNode::DomainTimer(vm, timer, armed));
     }
 
     pub(super) fn fire_domain(&mut self, n: N, vm: VmId, timer: Timer, armed: u64) {
@@ -326,7 +323,17 @@ impl Sim {
         match news {
             News::Spawned => drop(self.tell_domain(n, vm, Event::Spawned)),
             News::Greeting => drop(self.tell_domain(n, vm, Event::Ready)),
-            News::Domain(event) => drop(self.tell_domain(n, vm, event)),
+            News::Domain(event) => {
+                let silent = |sim: &Self| {
+                    let actor = sim.nodes[n].domains.get(&vm);
+                    actor.is_some_and(|actor| actor.machine.silent())
+                };
+                let answers_again = silent(self);
+                drop(self.tell_domain(n, vm, event));
+                if answers_again && silent(self) {
+                    drop(self.tell_domain(n, vm, Event::Heard));
+                }
+            }
             News::Ended => drop(self.tell_domain(n, vm, exited())),
             News::Refused => {
                 let problem = Problem::new(codes::QEMU_COMMAND, "QEMU refuses");

@@ -129,8 +129,7 @@ impl Sim {
                     }
                 }
                 TargetEffect::AwaitSource => {
-                    let after = SOURCE_DONE_DEADLINE.0;
-                    self.later(n, (after, after + 1), ToNode::In(m, InTask::Enough));
+                    self.wake(n, SOURCE_DONE_DEADLINE.0, ToNode::In(m, InTask::Enough));
                 }
                 TargetEffect::Journal(stage) => {
                     self.inc(n, m, |i| i.record.stage = stage);

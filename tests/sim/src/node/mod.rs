@@ -113,6 +113,13 @@ impl Sim {
         self.agenda.add(at, What::Node(n, life, to));
     }
 
+    /// A timer of its daemon: late on a slow node, but its clock is not slow.
+    pub(crate) fn wake(&mut self, n: N, after: u64, to: ToNode) {
+        let at = self.now + after + self.lag(n, 0, 2);
+        let life = self.nodes[n].life;
+        self.agenda.add(at, What::Node(n, life, to));
+    }
+
     pub(crate) fn on_node(&mut self, n: N, to: ToNode) {
         match to {
             ToNode::Dial => self.dial(n),

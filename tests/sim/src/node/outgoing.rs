@@ -37,7 +37,6 @@ pub struct Outgoing {
     pub alarmed: bool,
     link: Option<u64>,
     timers: HashMap<Timer, u64>,
-    armings: u64,
 }
 
 /// The connection ended.
@@ -129,7 +128,6 @@ impl Sim {
             alarmed: false,
             link: None,
             timers: HashMap::new(),
-            armings: 0,
         };
         self.nodes[n].outgoing.insert(m, outgoing);
         self.perform_source(n, m, effects);
@@ -231,13 +229,11 @@ impl Sim {
     }
 
     fn arm_source(&mut self, n: N, m: MigrationId, timer: Timer, after: u64) {
-        let mut armed = 0;
+        let armed = self.agenda.number();
         self.out(n, m, |o| {
-            o.armings += 1;
-            armed = o.armings;
             o.timers.insert(timer, armed);
         });
-        self.later(n, (after, after + 1), ToNode::SourceTimer(m, timer, armed));
+        self.wake(n, after, ToNode::SourceTimer(m, timer, armed));
     }
 
     pub(super) fn fire_source(&mut self, n: N, m: MigrationId, timer: Timer, armed: u64) {
