@@ -42,42 +42,32 @@ pub(super) fn changes(
 /// Adds one round's changes: of the same kind the largest of the round, on top
 /// of earlier rounds. Others make room only for what the VM cannot give up.
 fn add(found: &mut Vec<Change>, refused: &[Refusal]) {
-    let smaller = |change: &Change| matches!(change, Change::LessMemory { .. });
-    let shrinks = refused.iter().any(|refusal| smaller(&refusal.change));
-    let mut round: Vec<Change> = Vec::new();
-    for Refusal { change, .. } in refused {
-        let room = |change| {
-            matches!(
-                change,
-                &Change::FreeMemory { .. } | &Change::OfferMemory { .. }
-            )
-        };
-        if shrinks && room(change) {
-            continue;
-        }
-        match (
+    let less = |change: &Change| match change {
+        Change::LessMemory { by } => Some(*by),
+        _ => None,
+    };
+    let room = |change: &Change| {
+        matches!(
             change,
-            round
-                .iter_mut()
-                .find(|other| **other == *change || both_less(other, change)),
-        ) {
-            (Change::LessMemory { by }, Some(Change::LessMemory { by: most })) => {
-                *most = (*most).max(*by);
-            }
-            (_, Some(_)) => {}
-            (change, None) => round.push(change.clone()),
+            Change::FreeMemory { .. } | Change::OfferMemory { .. }
+        )
+    };
+    let changes = || refused.iter().map(|refusal| &refusal.change);
+    let shrinks = changes().filter_map(less).max();
+    let mut round: Vec<Change> = Vec::new();
+    for change in changes() {
+        let change = match (shrinks, change) {
+            (Some(by), Change::LessMemory { .. }) => Change::LessMemory { by },
+            (Some(_), change) if room(change) => continue,
+            (_, change) => change.clone(),
+        };
+        if !round.contains(&change) {
+            round.push(change);
         }
     }
     for change in round {
         sum(found, change);
     }
-}
-
-fn both_less(a: &Change, b: &Change) -> bool {
-    matches!(
-        (a, b),
-        (Change::LessMemory { .. }, Change::LessMemory { .. })
-    )
 }
 
 fn sum(found: &mut Vec<Change>, change: Change) {

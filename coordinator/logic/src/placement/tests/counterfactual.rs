@@ -78,8 +78,7 @@ impl World {
     fn change(&mut self, node: &NodeId, change: &Change) {
         let host = self.nodes.iter_mut().find(|host| host.name == *node);
         let host = host.unwrap();
-        let (spec, wish) = (&mut self.spec, ());
-        let () = wish;
+        let spec = &mut self.spec;
         match change {
             Change::LessMemory { by } => {
                 assert!(spec.memory.0 >= by.0 + 16, "a VM keeps some memory");
