@@ -142,6 +142,14 @@ pub enum Change {
     WithoutNumaFit,
 }
 
+impl Change {
+    /// Changes that belong together, in words: `with 2 GiB less and once uncordoned`.
+    pub fn together(changes: &[Self]) -> String {
+        let words: Vec<String> = changes.iter().map(ToString::to_string).collect();
+        words.join(" and ")
+    }
+}
+
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

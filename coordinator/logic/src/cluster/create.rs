@@ -4,7 +4,7 @@ use godwit_shared::api::{CreateVm, Decision};
 use godwit_shared::model::{Epoch, Problem, RunState, TaskId, UnixMillis, VmId, VmSpec, codes};
 
 use super::Cluster;
-use super::room::choice;
+use super::room::{choice, wish};
 use super::turn::{About, Turn};
 use crate::input::Output;
 use crate::record::{Key, TaskKind, VmRecord};
@@ -81,7 +81,7 @@ impl Cluster {
             return Ok(None);
         }
         let asked = request.node.as_ref();
-        choice(self.place(request), spec, asked, now).map(Some)
+        choice(self.rate(&wish(request), None), spec, asked, now).map(Some)
     }
 
     /// A profile that a VM names has to be among those of the settings.

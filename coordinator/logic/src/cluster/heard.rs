@@ -11,6 +11,7 @@ use godwit_shared::model::{LifecycleCommand, NodeId, Problem, codes};
 
 use super::Cluster;
 use super::command::conflict;
+use super::state::Patience;
 use super::turn::{About, Turn};
 use crate::input::Output;
 use crate::record::{Key, TaskKind, TaskRecord};
@@ -29,7 +30,7 @@ impl Cluster {
         };
         let message =
             format!("waiting for {node}, of which nothing was heard since the store was restored");
-        self.wait_for_node(turn, task.id, &message);
+        self.wait(turn, task.id, Patience::Absence, &message);
         true
     }
 

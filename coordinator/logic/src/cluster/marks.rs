@@ -49,11 +49,10 @@ impl NodeRecord {
             labels: facts.labels.clone(),
             taints: facts.taints.clone(),
         };
-        let before = (self.told.clone(), self.facts.clone());
-        self.told = told;
-        self.facts = Some(facts);
+        let told_before = std::mem::replace(&mut self.told, told);
+        let facts_before = self.facts.replace(facts);
         self.apply_marks();
-        before != (self.told.clone(), self.facts.clone())
+        told_before != self.told || facts_before != self.facts
     }
 
     fn apply_marks(&mut self) {

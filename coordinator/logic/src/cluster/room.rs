@@ -12,7 +12,7 @@ use godwit_shared::api::{CreateVm, Decision, DecisionReason, PlacementView};
 use godwit_shared::model::{NodeId, Problem, RunState, UnixMillis, Usage, VmId, VmSpec, codes};
 
 use super::Cluster;
-use crate::placement::{Candidate, Request, Snapshot, Weights, place};
+use crate::placement::{Candidate, Request, Snapshot, place, place_explained};
 use crate::record::{TaskKind, VmRecord};
 
 /// What is on one node.
@@ -26,22 +26,19 @@ pub(super) struct Load {
 impl Cluster {
     /// Where the VM of that request would go now, and why.
     pub fn place(&self, request: &CreateVm) -> PlacementView {
-        let spec = &request.spec;
-        let wish = Request {
-            spec,
-            machine: spec.machine.as_deref(),
-            accelerator: spec.accelerator,
-            only: request.node.as_ref(),
-            exclude: None,
-        };
-        self.rate(&wish, None)
+        place_explained(&self.snapshot_for(&request.spec, None), &wish(request))
     }
 
     /// Rates the nodes for a VM; what it takes itself is left out.
     pub(super) fn rate(&self, wish: &Request<'_>, vm: Option<VmId>) -> PlacementView {
-        let mut snapshot = self.snapshot(vm);
-        snapshot.weights = self.weights(wish.spec);
-        place(&snapshot, wish)
+        place(&self.snapshot_for(wish.spec, vm), wish)
+    }
+
+    fn snapshot_for(&self, spec: &VmSpec, except: Option<VmId>) -> Snapshot<'_> {
+        Snapshot {
+            weights: self.settings.placement.weights_for(spec),
+            ..self.snapshot(except)
+        }
     }
 
     /// What placement sees of the nodes, `except` left out.
@@ -64,14 +61,6 @@ impl Cluster {
             nodes: nodes.collect(),
             weights: self.settings.placement.default,
         }
-    }
-
-    /// The weights of the VM's profile; those of VMs that name none when the
-    /// settings no longer have it.
-    fn weights(&self, spec: &VmSpec) -> Weights {
-        let profiles = &self.settings.placement;
-        let named = profiles.of(spec.placement.profile.as_deref());
-        *named.unwrap_or(&profiles.default)
     }
 
     /// The VMs that take room on each node.
@@ -131,6 +120,14 @@ impl TaskKind {
             Self::Create { start: true }
                 | Self::Command(godwit_shared::model::LifecycleCommand::Start)
         )
+    }
+}
+
+/// What the request asks of placement.
+pub(super) fn wish(request: &CreateVm) -> Request<'_> {
+    Request {
+        only: request.node.as_ref(),
+        ..Request::new(&request.spec)
     }
 }
 

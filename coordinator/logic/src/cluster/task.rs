@@ -451,13 +451,14 @@ impl Cluster {
         false
     }
 
-    /// Waits for a node to come back.
-    pub(super) fn wait_for_node(&mut self, turn: &mut Turn, task: TaskId, message: &str) {
-        self.wait(turn, task, Patience::Absence, message);
-    }
-
     /// Waits for something that may never come.
-    fn wait(&mut self, turn: &mut Turn, task: TaskId, patience: Patience, message: &str) {
+    pub(super) fn wait(
+        &mut self,
+        turn: &mut Turn,
+        task: TaskId,
+        patience: Patience,
+        message: &str,
+    ) {
         let limits = &self.settings.limits;
         let limit = match patience {
             Patience::Absence => limits.absence,

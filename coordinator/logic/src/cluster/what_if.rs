@@ -64,7 +64,7 @@ impl Cluster {
             if taken || !names.insert(&spec.name) {
                 let text = format!("there is a VM `{}` already", spec.name);
                 let remedy = "give every VM a name of its own";
-                found.push(wrong(codes::ALREADY_EXISTS, text).remedy(remedy));
+                found.push(Problem::new(codes::ALREADY_EXISTS, text).remedy(remedy));
             }
         }
     }
@@ -86,7 +86,7 @@ impl Cluster {
             if taken {
                 let text = format!("there is a node `{}` already", one.name);
                 let remedy = "give every added node a name of its own";
-                found.push(wrong(codes::NODE_NAME_TAKEN, text).remedy(remedy));
+                found.push(Problem::new(codes::NODE_NAME_TAKEN, text).remedy(remedy));
             }
             match self.facts_of(one) {
                 Ok(facts) => drop(nodes.insert(one.name.clone(), facts)),
@@ -104,7 +104,7 @@ impl Cluster {
         let Some(like) = &added.like else {
             let text = format!("nothing is said of the added node `{}`", added.name);
             let remedy = "name a node that it is like, or give its facts";
-            return Err(wrong(codes::BODY_INVALID, text)
+            return Err(Problem::new(codes::BODY_INVALID, text)
                 .field("added")
                 .remedy(remedy));
         };
@@ -114,22 +114,22 @@ impl Cluster {
         record.facts.clone().ok_or_else(|| {
             let text = format!("{like} has never connected, so nothing is known of it");
             let remedy = "name another node, or give the facts";
-            wrong(codes::STATE_CONFLICT, text)
+            Problem::new(codes::STATE_CONFLICT, text)
                 .field("added")
                 .remedy(remedy)
         })
     }
 }
 
-fn wrong(code: &'static str, text: String) -> Problem {
-    Problem::new(code, text)
-}
-
 fn few(field: &str, count: usize, found: &mut Vec<Problem>) {
     if count > MOST {
         let text = format!("{count} are more than one question may have");
         let remedy = format!("give at most {MOST}");
-        found.push(wrong(codes::BODY_INVALID, text).field(field).remedy(remedy));
+        found.push(
+            Problem::new(codes::BODY_INVALID, text)
+                .field(field)
+                .remedy(remedy),
+        );
     }
 }
 

@@ -6,7 +6,7 @@
 //! still lacking is added, and what can be left out is left out.
 
 use godwit_shared::api::Change;
-use godwit_shared::model::spec::{Hugepages, NumaFit};
+use godwit_shared::model::spec::{Hugepages, NumaFit, Taint, Toleration};
 use godwit_shared::model::{MiB, NodeFacts, VmSpec};
 
 use super::filter::{Refusal, refusals};
@@ -117,9 +117,9 @@ fn applied(
     let mut spec = request.spec.clone();
     let mut machine = request.machine.map(str::to_owned);
     let mut wanted = *request;
-    let facts = candidate.facts.map(|facts| larger(facts, changes));
+    let larger = candidate.facts.and_then(|facts| larger(facts, changes));
     let mut there = candidate.clone();
-    there.facts = facts.as_ref();
+    there.facts = larger.as_ref().or(candidate.facts);
     let mut rules = rules.clone();
     for change in changes.iter().rev() {
         change_spec(&mut spec, change);
@@ -145,10 +145,9 @@ fn applied(
     still
 }
 
-/// What the node would say of itself if it offered more.
-fn larger(facts: &NodeFacts, changes: &[Change]) -> NodeFacts {
-    let mut facts = facts.clone();
-    let capacity = &mut facts.capacity;
+/// What the node would say of itself if it offered more; none when it need not.
+fn larger(facts: &NodeFacts, changes: &[Change]) -> Option<NodeFacts> {
+    let mut capacity = facts.capacity;
     for change in changes {
         match change {
             Change::OfferMemory { by } => capacity.memory = capacity.memory + *by,
@@ -156,7 +155,10 @@ fn larger(facts: &NodeFacts, changes: &[Change]) -> NodeFacts {
             _ => {}
         }
     }
-    facts
+    (capacity != facts.capacity).then(|| NodeFacts {
+        capacity,
+        ..facts.clone()
+    })
 }
 
 fn change_node(there: &mut Candidate<'_>, rules: &mut Rules<'_>, change: &Change) {
@@ -197,8 +199,8 @@ fn change_spec(spec: &mut VmSpec, change: &Change) {
     }
 }
 
-fn tolerating(taint: &godwit_shared::model::spec::Taint) -> godwit_shared::model::spec::Toleration {
-    godwit_shared::model::spec::Toleration {
+fn tolerating(taint: &Taint) -> Toleration {
+    Toleration {
         key: taint.key.clone(),
         value: taint.value.clone(),
         effect: Some(taint.effect),

@@ -9,6 +9,8 @@ use std::cmp::Reverse;
 use godwit_shared::model::spec::{Hugepages, MemoryBacking, NumaFit};
 use godwit_shared::model::{MiB, NodeFacts, Usage};
 
+use super::request::Candidate;
+
 /// What is free.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Numa {
@@ -24,9 +26,11 @@ struct Free {
 }
 
 impl Numa {
-    /// What those VMs leave.
-    pub(super) fn of(facts: &NodeFacts, vms: impl Iterator<Item = (Usage, MemoryBacking)>) -> Self {
+    /// What the VMs there leave.
+    pub(super) fn on(candidate: &Candidate<'_>, facts: &NodeFacts) -> Self {
         let mut numa = Self::empty(facts);
+        let vms = candidate.vms.iter();
+        let vms = vms.map(|vm| (Usage::of(vm), vm.memory_backing));
         let mut vms: Vec<_> = vms.filter(|(_, backing)| !backing.is_default()).collect();
         vms.sort_by_key(|(usage, backing)| (Reverse(usage.memory), Reverse(usage.vcpus), *backing));
         for (usage, backing) in vms {

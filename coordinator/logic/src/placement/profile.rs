@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use godwit_shared::model::VmSpec;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
 
@@ -104,6 +105,13 @@ impl Profiles {
             None => Some(&self.default),
             Some(name) => self.profiles.get(name),
         }
+    }
+
+    /// The weights for that VM: of the profile that it names, the default ones
+    /// when the settings no longer have it.
+    pub fn weights_for(&self, spec: &VmSpec) -> Weights {
+        let named = self.of(spec.placement.profile.as_deref());
+        *named.unwrap_or(&self.default)
     }
 }
 

@@ -15,7 +15,7 @@ pub(super) const BEST: u32 = 1000;
 const FULL_ENOUGH: u32 = 800;
 
 /// Points and weight.
-pub(super) type Part = (u32, u32);
+type Part = (u32, u32);
 
 /// Every scorer that has a say, with its points.
 pub(super) fn parts(
@@ -48,10 +48,8 @@ pub(super) fn parts(
         parts.push(part("taints", taints(facts, request.spec), weights.taints));
     }
     if request.spec.memory_backing.numa_fit == NumaFit::Preferred {
-        let vms = candidate.vms.iter();
-        let vms = vms.map(|vm| (Usage::of(vm), vm.memory_backing));
-        let holds =
-            Numa::of(facts, vms).holds(Usage::of(request.spec), request.spec.memory_backing);
+        let numa = Numa::on(candidate, facts);
+        let holds = numa.holds(Usage::of(request.spec), request.spec.memory_backing);
         parts.push(part("numa", BEST * u32::from(holds), weights.numa));
     }
     if let Some(points) = images(facts, request.spec) {
@@ -63,15 +61,10 @@ pub(super) fn parts(
 
 /// The weighted mean of the parts; 0 when none has a say.
 pub(super) fn total(parts: &[ScorePart]) -> u32 {
-    mean(parts.iter().map(|part| (part.points, part.weight)))
-}
-
-/// The weighted mean; 0 when nothing has a weight.
-pub(super) fn mean(parts: impl Iterator<Item = Part>) -> u32 {
     let (mut points, mut weight) = (0_u64, 0_u64);
-    for (given, of) in parts {
-        points += u64::from(given) * u64::from(of);
-        weight += u64::from(of);
+    for part in parts {
+        points += u64::from(part.points) * u64::from(part.weight);
+        weight += u64::from(part.weight);
     }
     points
         .checked_div(weight)
@@ -80,7 +73,7 @@ pub(super) fn mean(parts: impl Iterator<Item = Part>) -> u32 {
 }
 
 /// What the scorers of memory and vCPUs say to a node that is taken so far.
-pub(super) fn resources(after: Usage, capacity: Capacity, weights: &Weights) -> [Part; 5] {
+fn resources(after: Usage, capacity: Capacity, weights: &Weights) -> [Part; 5] {
     let memory = share_left(after.memory.0, capacity.memory.0);
     let cpu = share_left(after.vcpus.into(), capacity.vcpus.into());
     let taken = BEST - memory.min(cpu);
@@ -117,19 +110,16 @@ pub(super) fn soft(taint: &Taint) -> bool {
 }
 
 /// All points without such taints, half with one, a third with two.
-pub(super) fn taints(facts: &NodeFacts, spec: &VmSpec) -> u32 {
-    let tolerations = &spec.placement.tolerations;
-    let disliked = facts.taints.iter().filter(|taint| {
-        soft(taint)
-            && !tolerations
-                .iter()
-                .any(|toleration| toleration.covers(taint))
-    });
+fn taints(facts: &NodeFacts, spec: &VmSpec) -> u32 {
+    let disliked = facts
+        .taints
+        .iter()
+        .filter(|taint| soft(taint) && !spec.placement.tolerates(taint));
     BEST / u32::try_from(disliked.count() + 1).unwrap_or(u32::MAX)
 }
 
 /// Which share of the VM's files the node holds; none when it has no files.
-pub(super) fn images(facts: &NodeFacts, spec: &VmSpec) -> Option<u32> {
+fn images(facts: &NodeFacts, spec: &VmSpec) -> Option<u32> {
     let boot = [&spec.boot.kernel, &spec.boot.initrd].into_iter().flatten();
     let disks = spec.disks.iter().map(|disk| &disk.path);
     let (mut files, mut held) = (0, 0);

@@ -10,12 +10,12 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use godwit_shared::api::{NodeVerdict, Placed, Room, SimulationView, Unplaced};
+use godwit_shared::api::{Change, NodeVerdict, Placed, Room, SimulationView, Unplaced};
 use godwit_shared::model::{Capacity, MiB, NodeFacts, NodeId, Problem, Usage, VmSpec, codes};
 
 use super::profile::Profiles;
 use super::request::{Candidate, Request, Snapshot};
-use super::{Weights, place};
+use super::{place, place_explained};
 
 /// What is supposed.
 #[derive(Debug, Clone, Copy)]
@@ -100,11 +100,13 @@ impl<'a> World<'a> {
     }
 
     fn settle(&mut self, spec: &'a VmSpec, from: Option<&NodeId>) -> Result<Placed, Unplaced> {
-        self.snapshot.weights = self.weights(spec);
-        let view = place(&self.snapshot, &Request::new(spec));
+        self.snapshot.weights = self.profiles.weights_for(spec);
+        let request = Request::new(spec);
+        let view = place(&self.snapshot, &request);
         let from = from.cloned();
         let Some(node) = view.node else {
-            return Err(unplaced(spec, from, view.nodes));
+            let explained = place_explained(&self.snapshot, &request);
+            return Err(unplaced(spec, from, explained.nodes));
         };
         if let Some(there) = self.snapshot.nodes.iter_mut().find(|n| *n.node == node) {
             there.used = there.used.plus(Usage::of(spec));
@@ -117,11 +119,6 @@ impl<'a> World<'a> {
             node,
             score: score.unwrap_or_default(),
         })
-    }
-
-    fn weights(&self, spec: &VmSpec) -> Weights {
-        let named = self.profiles.of(spec.placement.profile.as_deref());
-        *named.unwrap_or(&self.profiles.default)
     }
 
     fn count_room(&self, size: Option<Usage>, view: &mut SimulationView) {
@@ -170,10 +167,7 @@ fn unplaced(spec: &VmSpec, from: Option<NodeId>, nodes: Vec<NodeVerdict>) -> Unp
     };
     let name = &spec.name;
     let remedy = match &nearest {
-        Some(node) => {
-            let words: Vec<String> = changes.iter().map(ToString::to_string).collect();
-            format!("{node} fits {}", words.join(" and "))
-        }
+        Some(node) => format!("{node} fits {}", Change::together(&changes)),
         None => "add a node: `godwit node token` makes a token to join with".to_owned(),
     };
     let reasons = nodes.into_iter().flat_map(|verdict| verdict.refused);

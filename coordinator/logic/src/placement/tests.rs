@@ -78,7 +78,7 @@ fn look(nodes: Vec<Candidate<'_>>, request: &Request<'_>) -> PlacementView {
         nodes,
         weights: Weights::default(),
     };
-    place(&snapshot, request)
+    place_explained(&snapshot, request)
 }
 
 /// What one node has against the request.

@@ -1,7 +1,7 @@
 //! Plans: which VMs move where, in which order, and why not the others.
 //!
 //! A plan is computed by pure code from a [`Model`] of the cluster at one
-//! moment, and never changes afterwards; [`crate::cluster`] executes it. There
+//! moment, and never changes afterwards; whoever executes it only goes through it. There
 //! are two searches: [`drain`] empties a node, [`rebalance`] evens the load out
 //! ([`balance`] says what is measured). [`order`] turns "this VM from here to
 //! there" into steps.

@@ -57,6 +57,11 @@ pub struct PlacementSpec {
 }
 
 impl PlacementSpec {
+    /// Whether that taint of a node does not keep the VM away.
+    pub fn tolerates(&self, taint: &Taint) -> bool {
+        self.tolerations.iter().any(|one| one.covers(taint))
+    }
+
     /// Every hard and soft rule's name, in the order of the fields.
     pub fn rule_names(&self) -> impl Iterator<Item = &str> {
         let near = self.affinity.iter().map(|rule| rule.name.as_str());

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use godwit_shared::api::{Decision, DecisionReason, DryRun, NodeVerdict, PlacementView, ScorePart};
+use godwit_shared::api::{
+    Change, Decision, DecisionReason, DryRun, NodeVerdict, PlacementView, ScorePart,
+};
 use godwit_shared::model::UnixMillis;
 
 use super::{Cell, Column};
@@ -30,7 +32,8 @@ pub(crate) fn explain(placement: &PlacementView, ui: &Ui) -> String {
         for problem in &verdict.refused {
             paragraph(problem, "refused", 1, ui.colour, &mut text);
         }
-        if let Some(changes) = changes(verdict) {
+        if !verdict.changes.is_empty() {
+            let changes = Change::together(&verdict.changes);
             let _ = writeln!(text, "  {} fits {changes}", verdict.node);
         }
     }
@@ -66,12 +69,6 @@ fn parts(scores: &[ScorePart]) -> String {
         .map(|part| format!("{} {}×{}", part.name, part.points, part.weight))
         .collect();
     parts.join(", ")
-}
-
-/// What would make a node fit: `2 GiB less, without rule web-apart`.
-fn changes(verdict: &NodeVerdict) -> Option<String> {
-    let changes: Vec<String> = verdict.changes.iter().map(ToString::to_string).collect();
-    (!changes.is_empty()).then(|| changes.join(" and "))
 }
 
 /// Why a VM is where it is.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use godwit_shared::api::{ProfileView, SimulationView, Unplaced};
+use godwit_shared::api::{Change, ProfileView, SimulationView, Unplaced};
 use godwit_shared::model::UnixMillis;
 
 use super::{Cell, Column, Listed};
@@ -69,8 +69,7 @@ fn reasons(left: &Unplaced, ui: &Ui, text: &mut String) {
         let _ = writeln!(text, "  and {more} more");
     }
     if let Some(node) = &left.nearest {
-        let changes: Vec<String> = left.changes.iter().map(ToString::to_string).collect();
-        let _ = writeln!(text, "  {node} fits {}", changes.join(" and "));
+        let _ = writeln!(text, "  {node} fits {}", Change::together(&left.changes));
     }
     text.push('\n');
 }

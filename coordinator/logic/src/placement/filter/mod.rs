@@ -13,7 +13,7 @@ mod room;
 mod rules;
 
 use godwit_shared::api::Change;
-use godwit_shared::model::{NodeFacts, NodeId, Problem, codes};
+use godwit_shared::model::{Problem, codes};
 
 use super::request::{Candidate, Request};
 use super::rules::Rules;
@@ -43,20 +43,13 @@ pub(super) fn refusals(
 ) -> Vec<Refusal> {
     let mut found = node::refusals(candidate, request);
     if let Some(facts) = candidate.facts {
-        found.extend(fixed(candidate.node, facts, request));
+        found.extend(emulator::refusals(candidate.node, facts, request));
+        found.extend(node::taints(candidate.node, facts, request));
+        found.extend(reach::refusals(candidate.node, facts, request));
         found.extend(node::labels(candidate.node, facts, request));
         found.extend(room::refusals(candidate, facts, request));
     }
     found.extend(rules::refusals(candidate, rules));
-    found
-}
-
-/// What follows from the VM and what the host is alone, labels left out:
-/// nodes that are alike in it are alike in the answer.
-pub(super) fn fixed(node: &NodeId, facts: &NodeFacts, request: &Request<'_>) -> Vec<Refusal> {
-    let mut found = emulator::refusals(node, facts, request);
-    found.extend(node::taints(node, facts, request));
-    found.extend(reach::refusals(node, facts, request));
     found
 }
 

@@ -79,10 +79,11 @@ pub(super) fn labels(node: &NodeId, facts: &NodeFacts, request: &Request<'_>) ->
 }
 
 pub(super) fn taints(node: &NodeId, facts: &NodeFacts, request: &Request<'_>) -> Vec<Refusal> {
-    let tolerations = &request.spec.placement.tolerations;
-    let hard = facts.taints.iter().filter(|taint| {
-        taint.effect == TaintEffect::NoSchedule && !tolerations.iter().any(|t| t.covers(taint))
-    });
+    let wish = &request.spec.placement;
+    let hard = facts
+        .taints
+        .iter()
+        .filter(|taint| taint.effect == TaintEffect::NoSchedule && !wish.tolerates(taint));
     hard.map(|taint| {
         let problem = unfit(format!("{node} has the taint {taint}"))
             .field("placement.tolerations")

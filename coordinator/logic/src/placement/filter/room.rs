@@ -17,8 +17,7 @@ pub(super) fn refusals(
     let mut found: Vec<Refusal> = memory(candidate, facts, request).into_iter().collect();
     found.extend(vcpus(candidate, facts, request));
     if !request.spec.memory_backing.is_default() {
-        let vms = candidate.vms.iter();
-        let numa = Numa::of(facts, vms.map(|vm| (Usage::of(vm), vm.memory_backing)));
+        let numa = Numa::on(candidate, facts);
         found.extend(hugepages(candidate.node, &numa, request));
         found.extend(one_numa_node(candidate.node, &numa, request));
     }

@@ -48,7 +48,7 @@ impl World {
             only: self.only.as_ref(),
             exclude: self.exclude.as_ref(),
         };
-        let mut nodes = place(&snapshot, &request).nodes.into_iter();
+        let mut nodes = place_explained(&snapshot, &request).nodes.into_iter();
         nodes.find(|verdict| verdict.node == *node).unwrap()
     }
 
