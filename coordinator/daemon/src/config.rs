@@ -143,11 +143,7 @@ impl Config {
             log: log(flags.log.or(raw.log), &mut found),
         };
         found.extend(config.liveness_problem());
-        let mut found = found.into_iter();
-        match found.next() {
-            None => Ok(config),
-            Some(first) => Err(first.and(found.collect())),
-        }
+        Problem::refuse(found).map(|()| config)
     }
 
     /// What the endpoint for nodes runs by.

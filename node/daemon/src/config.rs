@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use godwit_shared::model::label::{MAX_LABEL_VALUE, label_key, label_value};
 use godwit_shared::model::spec::Architecture;
 use godwit_shared::model::{MiB, NodeId, Problem, codes};
 use godwit_shared::transport::TransportOptions;
@@ -182,11 +183,7 @@ impl NodeConfig {
             liveness: liveness(&raw.liveness, &mut found),
             log: log(flags.log.or(raw.log), &mut found),
         };
-        let mut found = found.into_iter();
-        match found.next() {
-            None => Ok(config),
-            Some(first) => Err(first.and(found.collect())),
-        }
+        Problem::refuse(found).map(|()| config)
     }
 
     /// What the node's endpoints run by.
@@ -296,14 +293,13 @@ fn labels(labels: BTreeMap<String, String>, found: &mut Vec<Problem>) -> BTreeMa
         let remedy = format!("give at most {MAX_LABELS}");
         found.push(invalid("labels", labels.len(), remedy));
     }
-    let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/');
     for (key, value) in &labels {
-        if key.is_empty() || key.len() > 128 || !key.bytes().all(fine) {
+        if !label_key(key) {
             let remedy = "a label's key is 1 to 128 letters, digits, `-`, `_`, `.` and `/`";
             found.push(invalid("labels", key, remedy));
         }
-        if value.len() > 256 || value.chars().any(char::is_control) {
-            let remedy = "give at most 256 printable bytes";
+        if !label_value(value) {
+            let remedy = format!("give at most {MAX_LABEL_VALUE} printable bytes");
             found.push(invalid(&format!("labels.{key}"), value, remedy));
         }
     }

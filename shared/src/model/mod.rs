@@ -6,6 +6,7 @@
 
 pub mod capacity;
 pub mod id;
+pub mod label;
 pub mod migration;
 pub mod problem;
 pub mod spec;

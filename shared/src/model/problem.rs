@@ -177,6 +177,15 @@ impl Problem {
         self
     }
 
+    /// Refuses with the first of them and the rest behind it; fine when there is none.
+    pub fn refuse(found: Vec<Self>) -> Result<(), Self> {
+        let mut found = found.into_iter();
+        match found.next() {
+            None => Ok(()),
+            Some(first) => Err(first.and(found.collect())),
+        }
+    }
+
     /// A fault of Godwit's own; `what` is for the log and the bug report.
     pub fn internal(what: impl fmt::Display) -> Self {
         Self::new(codes::INTERNAL, format!("an internal fault: {what}"))

@@ -119,11 +119,7 @@ fn specs(text: &str, format: SpecFormat) -> Result<Vec<VmSpec>, Problem> {
             Err(problem) => found.push(problem),
         }
     }
-    let mut found = found.into_iter();
-    match found.next() {
-        None => Ok(specs),
-        Some(first) => Err(first.and(found.collect())),
-    }
+    Problem::refuse(found).map(|()| specs)
 }
 
 fn syntax(error: impl std::fmt::Display) -> Problem {

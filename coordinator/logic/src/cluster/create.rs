@@ -57,10 +57,7 @@ impl Cluster {
         now: UnixMillis,
     ) -> Result<Option<Decision>, Problem> {
         let spec = &request.spec;
-        let mut wrong = spec.problems();
-        if !wrong.is_empty() {
-            return Err(wrong.remove(0).and(wrong));
-        }
+        Problem::refuse(spec.problems())?;
         let name = &spec.name;
         if self.records.vms.contains_key(&vm) {
             return Err(Problem::internal("the fresh id of a VM is not fresh"));

@@ -7,6 +7,7 @@
 //! sources.
 
 use godwit_shared::api::{MarkRequest, Marks};
+use godwit_shared::model::label::{MAX_LABEL_VALUE, label_key, label_value};
 use godwit_shared::model::spec::{Taint, Toleration};
 use godwit_shared::model::{NodeFacts, NodeId, Problem, codes};
 
@@ -17,8 +18,6 @@ use crate::record::{Key, NodeRecord};
 
 /// Most labels and most taints that operators may give to one node.
 const MOST: usize = 64;
-/// Longest value of a label.
-const MAX_VALUE: usize = 256;
 
 impl Cluster {
     pub(super) fn on_mark(
@@ -129,18 +128,13 @@ fn check_taint(taint: &Taint) -> Result<(), Problem> {
     checked.map_err(|error| wrong("taint", &taint.to_string(), error.to_string()))
 }
 
-/// A label of a node is like a taint without an effect.
 fn check_label(key: &str, value: &str) -> Result<(), Problem> {
-    let as_taint = Taint {
-        key: key.to_owned(),
-        ..Taint::default()
-    };
-    if as_taint.check().is_err() {
+    if !label_key(key) {
         let message = "a label's key is 1 to 128 letters, digits, `-`, `_`, `.` and `/`";
         return Err(wrong("label", key, message.to_owned()));
     }
-    if value.len() > MAX_VALUE || value.chars().any(char::is_control) {
-        let message = format!("a label's value is at most {MAX_VALUE} printable bytes");
+    if !label_value(value) {
+        let message = format!("a label's value is at most {MAX_LABEL_VALUE} printable bytes");
         return Err(wrong("label", value, message));
     }
     Ok(())

@@ -20,10 +20,7 @@ impl Cluster {
         self.check_vms(&request.vms, &mut found);
         let lost = self.check_lost(&request.lost, &mut found);
         let added = self.check_added(&request.added, &mut found);
-        let mut found = found.into_iter();
-        if let Some(first) = found.next() {
-            return Err(first.and(found.collect()));
-        }
+        Problem::refuse(found)?;
         let what = What {
             vms: &request.vms,
             lost: &lost,

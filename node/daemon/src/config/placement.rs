@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use godwit_shared::model::Problem;
 use godwit_shared::model::capacity::{Overcommit, StorageFacts};
+use godwit_shared::model::label::token;
 use godwit_shared::model::spec::Taint;
 use serde::Deserialize;
 
@@ -133,9 +134,8 @@ fn storage(list: Vec<RawStorage>, found: &mut Vec<Problem>) -> Vec<StorageFacts>
 
 fn networks(list: Vec<String>, found: &mut Vec<Problem>) -> Vec<String> {
     few("networks", list.len(), found);
-    let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     for (index, name) in list.iter().enumerate() {
-        if name.is_empty() || name.len() > 63 || !name.bytes().all(fine) {
+        if !token(name, 63) {
             let remedy = "a network's name is 1 to 63 letters, digits, `-`, `_` and `.`";
             found.push(invalid(&format!("networks[{index}]"), name, remedy));
         }

@@ -1,6 +1,7 @@
 //! What a spec's values have to satisfy, alone and together.
 
 use super::{Architecture, DiskInterface, DiskSpec, NicSpec, VmSpec};
+use crate::model::label::{MAX_LABEL_VALUE, label_key, label_value, token};
 use crate::model::problem::{Problem, codes};
 use crate::model::units::MiB;
 
@@ -201,8 +202,7 @@ fn check_path(field: &str, path: &str, found: &mut Vec<Problem>) {
 
 /// A name that QEMU takes: letters, digits, `-`, `_`, `.`.
 pub(super) fn check_token(field: &str, text: &str, found: &mut Vec<Problem>) {
-    let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    if text.is_empty() || text.len() > 64 || !text.bytes().all(fine) {
+    if !token(text, 64) {
         found.push(invalid(
             field,
             text,
@@ -231,18 +231,12 @@ pub(super) fn check_labels(
                 "a label's key is letters, digits, `-`, `_`, `.` and `/`",
             ));
         }
-        if value.len() > 256 || value.chars().any(char::is_control) {
+        if !label_value(value) {
             found.push(invalid(
                 format!("{field}.{key}"),
                 value,
-                "give at most 256 printable bytes",
+                format!("give at most {MAX_LABEL_VALUE} printable bytes"),
             ));
         }
     }
-}
-
-/// Whether a label, or what is named like one, may be called that.
-pub(super) fn label_key(key: &str) -> bool {
-    let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/');
-    !key.is_empty() && key.len() <= 128 && key.bytes().all(fine)
 }

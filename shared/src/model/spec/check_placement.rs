@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::check::{check_labels, check_token, invalid, label_key};
+use super::check::{check_labels, check_token, invalid};
 use super::placement::{AffinityRule, HOST, MAX_WEIGHT, SpreadRule};
 use super::{PlacementSpec, VmSpec};
+use crate::model::label::{label_key, token};
 use crate::model::problem::Problem;
 
 const MAX_RULES: usize = 32;
@@ -93,8 +94,7 @@ fn labels(group: &BTreeMap<String, String>) -> String {
 }
 
 fn check_rule(field: &str, name: &str, topology: &str, weight: u32, found: &mut Vec<Problem>) {
-    let fine = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(fine) {
+    if !token(name, MAX_NAME) {
         let remedy = format!("give 1 to {MAX_NAME} letters, digits, `-`, `_` and `.`");
         found.push(invalid(format!("{field}.name"), name, remedy));
     }

@@ -69,7 +69,7 @@ impl VmSpec {
         }
         let mut unknown = Vec::new();
         find_unknown(&value, &SCHEMA, "", &mut unknown);
-        refuse(unknown)?;
+        Problem::refuse(unknown)?;
         let spec: Self = serde_path_to_error::deserialize(value).map_err(|e| {
             let path = e.path().to_string();
             let field = if path == "." { String::new() } else { path };
@@ -83,7 +83,7 @@ impl VmSpec {
                 .field(field)
                 .remedy("`godwit schema vm` prints what the field takes")
         })?;
-        refuse(spec.problems())?;
+        Problem::refuse(spec.problems())?;
         Ok(spec)
     }
 }
@@ -101,15 +101,6 @@ fn syntax(error: &dyn std::error::Error) -> Problem {
         format!("the document cannot be read: {error}"),
     )
     .remedy("correct the syntax at that place")
-}
-
-/// The first problem with the rest behind it; nothing when there is none.
-fn refuse(mut problems: Vec<Problem>) -> Result<(), Problem> {
-    if problems.is_empty() {
-        return Ok(());
-    }
-    let first = problems.remove(0);
-    Err(first.and(problems))
 }
 
 /// Follows a `$ref` into the schema's own definitions.

@@ -5,11 +5,8 @@
 
 use std::str::FromStr;
 
-use super::check::label_key;
 use super::placement::{Taint, TaintEffect};
-
-/// Longest value of a taint, as that of a label.
-const MAX_VALUE: usize = 256;
+use crate::model::label::{MAX_LABEL_VALUE, label_key, label_value};
 
 /// A text that is not a taint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,7 +15,7 @@ pub enum TaintError {
     #[error("a taint's key is 1 to 128 letters, digits, `-`, `_`, `.` and `/`")]
     Key,
     /// Its value is too long or not printable.
-    #[error("a taint's value is at most {MAX_VALUE} printable bytes without `:`")]
+    #[error("a taint's value is at most {MAX_LABEL_VALUE} printable bytes without `:`")]
     Value,
     /// There is no such effect.
     #[error("a taint's effect is `no_schedule` or `prefer_no_schedule`")]
@@ -49,9 +46,8 @@ impl Taint {
         if !label_key(&self.key) {
             return Err(TaintError::Key);
         }
-        let wrong = |value: &String| {
-            value.len() > MAX_VALUE || value.chars().any(|c| c.is_control() || c == ':')
-        };
+        // Behind a `:` comes the effect.
+        let wrong = |value: &String| !label_value(value) || value.contains(':');
         match &self.value {
             Some(value) if wrong(value) => Err(TaintError::Value),
             _ => Ok(()),
