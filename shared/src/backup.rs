@@ -13,9 +13,9 @@
 //! The records are the coordinator's matter; the command line only looks
 //! whether the file is whole.
 
-use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
 
+use crate::digest::{hex, sha256};
 use crate::model::{Problem, UnixMillis, codes};
 
 /// The layout of the file.
@@ -109,8 +109,7 @@ fn line(bytes: &[u8], longest: usize) -> Option<(&[u8], &[u8])> {
 }
 
 fn hex_sha256(bytes: &[u8]) -> String {
-    let digest = digest::digest(&digest::SHA256, bytes);
-    digest.as_ref().iter().map(|b| format!("{b:02x}")).collect()
+    hex(&sha256(bytes))
 }
 
 #[cfg(test)]

@@ -5,11 +5,12 @@
 //! not the store's, makes a new token: that is also how a lost or leaked one is
 //! replaced (delete the file, restart).
 
-use aws_lc_rs::{constant_time, digest, rand};
+use aws_lc_rs::{constant_time, rand};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use godwit_shared::api::AdminCredential;
+use godwit_shared::digest::sha256;
 use godwit_shared::model::{Problem, codes};
 use serde::{Deserialize, Serialize};
 
@@ -42,13 +43,6 @@ impl TokenHash {
     pub fn admits(&self, token: &str) -> bool {
         constant_time::verify_slices_are_equal(&self.0, &sha256(token.as_bytes())).is_ok()
     }
-}
-
-/// SHA-256.
-pub fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut out = [0; 32];
-    out.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
-    out
 }
 
 /// Random bytes in URL-safe text.

@@ -154,6 +154,12 @@ pub fn write_file(path: &Path, content: &[u8]) -> Result<(), Problem> {
     write().map_err(|error| refused("write", path, &error))
 }
 
+/// Makes a rename in the folder of `path` outlive the host.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
 /// Reads a file, if it is there.
 pub fn read_file(path: &Path) -> Result<Option<String>, Problem> {
     match std::fs::read_to_string(path) {

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use aws_lc_rs::digest;
 use serde::{Deserialize, Serialize};
+
+use crate::digest::sha256;
 
 /// SHA-256 of the CA certificate's DER form, written as 64 hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -37,13 +38,6 @@ impl CaFingerprint {
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
-}
-
-/// SHA-256.
-pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut out = [0; 32];
-    out.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
-    out
 }
 
 impl fmt::Display for CaFingerprint {

@@ -20,7 +20,8 @@ use base64::alphabet::URL_SAFE;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::{Deserialize, Serialize};
 
-use super::fingerprint::{CaFingerprint, sha256};
+use super::fingerprint::CaFingerprint;
+use crate::digest::sha256;
 use crate::wire::codec;
 
 const PREFIX: &str = "gwt1_";

@@ -4,10 +4,11 @@ use godwit_shared::api::{Calibrations, MigrationView, ResolveRequest, TaskView};
 use godwit_shared::model::{
     DoubtDecision, MigrationId, MigrationPhase, MigrationTuning, Problem, VmName, codes,
 };
+use godwit_shared::prompt;
 use serde_json::json;
 
+use super::by_id;
 use super::migrate::moved;
-use super::{by_id, confirm};
 use crate::args::{Format, MigrationCommand, ResolveArgs};
 use crate::client::Client;
 use crate::failure::Failure;
@@ -105,7 +106,7 @@ fn typed_name(migration: &MigrationView, decision: DoubtDecision) -> Result<Stri
         .remedy(format!(
             "make sure of what runs on {target}, then add --i-have-checked {name}"
         ));
-    confirm::typed_name(&question, refused)
+    Ok(prompt::typed_name(&question, refused)?)
 }
 
 /// By id, by the end of an id, or a VM's newest.

@@ -2,7 +2,6 @@
 
 mod backup;
 mod cluster;
-mod confirm;
 mod console;
 mod create;
 mod events;

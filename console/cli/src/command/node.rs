@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use godwit_shared::api::{AbsentRequest, NodeView, TokenRequest, TokenView};
 use godwit_shared::model::{Millis, NodeId, Problem, codes};
+use godwit_shared::prompt;
 use serde_json::json;
 
-use super::confirm;
 use super::marks;
 use crate::args::{Format, NodeCommand};
 use crate::client::Client;
@@ -112,7 +112,7 @@ fn typed_node(node: &NodeId) -> Result<String, Failure> {
         .remedy(format!(
             "make sure that no VM runs there, then add --i-have-checked {node}"
         ));
-    confirm::typed_name(&question, refused)
+    Ok(prompt::typed_name(&question, refused)?)
 }
 
 async fn remove(nodes: &[NodeId], client: &Client, ui: &Ui) -> Result<(), Failure> {

@@ -9,7 +9,6 @@
 //! What the records become is decided by
 //! [`godwit_coordinator_logic::restored`].
 
-use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -17,9 +16,10 @@ use godwit_coordinator_logic::restored::prepare;
 use godwit_shared::backup::BackupHeader;
 use godwit_shared::model::{Problem, UnixMillis, codes};
 use godwit_shared::pki::ClusterCa;
+use godwit_shared::prompt::typed_name;
 
 use super::read;
-use crate::state_dir::{StateDir, refused};
+use crate::state_dir::{StateDir, refused, sync_parent};
 use crate::store::{Entry, RedbStore, Revision, Store as _};
 
 /// What is to be restored, and over what: checked, and nothing done yet.
@@ -118,7 +118,7 @@ impl Restore {
         };
         // From here on the next start has the one or the other, whole.
         std::fs::rename(&fresh, &path).map_err(|error| refused("replace", &path, &error))?;
-        sync_parent(&path)?;
+        sync_parent(&path).map_err(|error| refused("write", &path, &error))?;
         Ok(Restored { aside })
     }
 }
@@ -157,13 +157,6 @@ fn set_aside(path: &Path, now: UnixMillis) -> Result<PathBuf, Problem> {
     let aside = path.with_extension(format!("redb.before-restore-{}", now.0));
     std::fs::hard_link(path, &aside).map_err(|error| refused("keep a copy of", path, &error))?;
     Ok(aside)
-}
-
-fn sync_parent(path: &Path) -> Result<(), Problem> {
-    let parent = path.parent().unwrap_or(Path::new("."));
-    std::fs::File::open(parent)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|error| refused("write", parent, &error))
 }
 
 async fn present(path: &Path) -> Present {
@@ -220,21 +213,11 @@ fn no_directory(path: &Path) -> Problem {
 }
 
 fn ask(name: &str) -> Result<String, Problem> {
-    if !std::io::stdin().is_terminal() {
-        return Err(Problem::new(
-            codes::CONFIRMATION_NEEDED,
-            "to restore the cluster's records takes a confirmation",
-        )
+    let what = "to restore the cluster's records takes a confirmation";
+    let otherwise = Problem::new(codes::CONFIRMATION_NEEDED, what)
         .field("--i-have-checked")
         .remedy(format!(
             "read what is said above, then add --i-have-checked {name}"
-        )));
-    }
-    let mut error = std::io::stderr().lock();
-    let mut line = String::new();
-    write!(error, "Type the cluster's name to restore it: ")
-        .and_then(|()| error.flush())
-        .and_then(|()| std::io::stdin().read_line(&mut line))
-        .map_err(|error| Problem::internal(format!("the terminal: {error}")))?;
-    Ok(line.trim().to_owned())
+        ));
+    typed_name("Type the cluster's name to restore it: ", otherwise)
 }

@@ -31,6 +31,14 @@ pub(super) fn task(output: Output) -> Answer {
     }
 }
 
+/// The node that an input gave, as it is after the change.
+pub(super) fn node(output: Output) -> Answer {
+    match output {
+        Output::Node(view) => Ok(HttpResponse::Ok().json(view)),
+        other => Err(unexpected(&other)),
+    }
+}
+
 /// An input gave something that it never gives.
 pub(super) fn unexpected(output: &Output) -> Refusal {
     Problem::internal(format!("an input gave {output:?}")).into()

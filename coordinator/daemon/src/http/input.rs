@@ -25,6 +25,19 @@ pub(super) async fn body_or_default<T: DeserializeOwned + Default>(
     }
 }
 
+/// That the name of what is to be decided about was typed; `first` says what to
+/// do before.
+pub(super) fn confirmed(typed: &str, kind: &str, name: &str, first: &str) -> Result<(), Problem> {
+    if typed == name {
+        return Ok(());
+    }
+    let text = format!("`confirm` is `{typed}`, and the {kind}'s name is {name}");
+    Err(Problem::new(codes::CONFIRMATION_NEEDED, text)
+        .field("confirm")
+        .value(typed)
+        .remedy(format!("{first}, then type the {kind}'s name")))
+}
+
 /// Reads a JSON body that has to be there.
 pub(super) async fn body<T: DeserializeOwned>(
     request: &HttpRequest,

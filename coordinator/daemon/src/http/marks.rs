@@ -1,12 +1,12 @@
 //! Labels and taints of nodes, changed at run time.
 
-use actix_web::{HttpRequest, HttpResponse, web};
-use godwit_coordinator_logic::input::{Input, Output};
+use actix_web::{HttpRequest, web};
+use godwit_coordinator_logic::input::Input;
 use godwit_shared::api::{MarkRequest, NodeView};
 use godwit_shared::model::Problem;
 
 use super::Api;
-use super::answer::{Answer, unexpected};
+use super::answer::{self, Answer};
 use super::input::{Parameters, body_or_default};
 use super::nodes::name;
 
@@ -31,13 +31,7 @@ pub(super) async fn mark(
 ) -> Answer {
     Parameters::of(&request, &[])?;
     let node = name(&path)?;
-    let marks: MarkRequest = body_or_default(&request, payload).await?;
-    let input = Input::Mark {
-        node,
-        request: marks,
-    };
-    match api.cluster.apply(input).await? {
-        Output::Node(view) => Ok(HttpResponse::Ok().json(view)),
-        other => Err(unexpected(&other)),
-    }
+    let request: MarkRequest = body_or_default(&request, payload).await?;
+    let input = Input::Mark { node, request };
+    answer::node(api.cluster.apply(input).await?)
 }

@@ -7,11 +7,11 @@ use godwit_coordinator_logic::cluster::Cluster;
 use godwit_coordinator_logic::effect::Answer as Word;
 use godwit_coordinator_logic::input::{Input, Output, Ticket};
 use godwit_shared::api::{Calibrations, MigrationView, Resolution, ResolveRequest};
-use godwit_shared::model::{MigrationId, MigrationTuning, Problem, UnixMillis, codes};
+use godwit_shared::model::{MigrationId, MigrationTuning, Problem, UnixMillis};
 
 use super::Api;
 use super::answer::{Answer, look_until, unexpected};
-use super::input::{Parameters, body, body_or_default};
+use super::input::{Parameters, body, body_or_default, confirmed};
 use super::tasks::MAX_WAIT;
 use crate::cluster::Answered;
 
@@ -157,17 +157,8 @@ pub(super) async fn resolve(
         .cluster
         .reader()
         .peek(|cluster| cluster.migration(migration))?;
-    if wanted.confirm != view.name.as_str() {
-        let text = format!(
-            "`confirm` is `{}`, and the VM's name is {}",
-            wanted.confirm, view.name
-        );
-        return Err(Problem::new(codes::CONFIRMATION_NEEDED, text)
-            .field("confirm")
-            .value(wanted.confirm)
-            .remedy("make sure where the guest runs, then type the VM's name")
-            .into());
-    }
+    let first = "make sure where the guest runs";
+    confirmed(&wanted.confirm, "VM", view.name.as_str(), first)?;
     let resolution = Resolution {
         decision: wanted.decision,
         // There is one credential so far.

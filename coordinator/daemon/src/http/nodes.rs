@@ -5,13 +5,14 @@ use godwit_coordinator_logic::cluster::Cluster;
 use godwit_coordinator_logic::input::{Input, Output};
 use godwit_coordinator_logic::record::SecretDigest;
 use godwit_shared::api::{AbsentRequest, NodeView, TokenRequest, TokenView};
-use godwit_shared::model::{NodeId, Problem, codes};
+use godwit_shared::digest::sha256;
+use godwit_shared::model::{NodeId, Problem};
 use godwit_shared::pki::{JoinSecret, JoinToken};
 
 use super::Api;
-use super::answer::{Answer, unexpected};
-use super::input::{Parameters, body, body_or_default};
-use crate::credential::{random_text, sha256};
+use super::answer::{self, Answer};
+use super::input::{Parameters, body, body_or_default, confirmed};
+use crate::credential::random_text;
 
 /// Every node, by name.
 #[utoipa::path(
@@ -88,17 +89,9 @@ pub(super) async fn uncordon(
 
 async fn set_cordon(api: &Api, request: &HttpRequest, node: &str, cordoned: bool) -> Answer {
     Parameters::of(request, &[])?;
-    match api
-        .cluster
-        .apply(Input::Cordon {
-            node: name(node)?,
-            cordoned,
-        })
-        .await?
-    {
-        Output::Node(view) => Ok(HttpResponse::Ok().json(view)),
-        other => Err(unexpected(&other)),
-    }
+    let node = name(node)?;
+    let input = Input::Cordon { node, cordoned };
+    answer::node(api.cluster.apply(input).await?)
 }
 
 /// Counts on a node to run nothing that did not connect since the store was
@@ -124,18 +117,13 @@ pub(super) async fn absent(
     Parameters::of(&request, &[])?;
     let node = name(&path)?;
     let AbsentRequest { confirm } = body(&request, payload).await?;
-    if confirm != node.as_str() {
-        let text = format!("`confirm` is `{confirm}`, and the node's name is {node}");
-        return Err(Problem::new(codes::CONFIRMATION_NEEDED, text)
-            .field("confirm")
-            .value(confirm)
-            .remedy("make sure that no VM runs there, then type the node's name")
-            .into());
-    }
-    match api.cluster.apply(Input::NodeAbsent { node }).await? {
-        Output::Node(view) => Ok(HttpResponse::Ok().json(view)),
-        other => Err(unexpected(&other)),
-    }
+    confirmed(
+        &confirm,
+        "node",
+        node.as_str(),
+        "make sure that no VM runs there",
+    )?;
+    answer::node(api.cluster.apply(Input::NodeAbsent { node }).await?)
 }
 
 /// Takes a node out of the cluster for good: its certificate is refused from

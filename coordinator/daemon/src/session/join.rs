@@ -12,7 +12,7 @@ use godwit_shared::transport::{CloseCode, Connection, MessageSender, StreamKind}
 use godwit_shared::wire::uplink::{JoinAnswer, JoinRequest};
 
 use super::SessionContext;
-use crate::credential::sha256;
+use godwit_shared::digest::sha256;
 
 /// How long the whole exchange may take.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -9,6 +9,7 @@ use ::redb::{Builder, Database, DatabaseError, ReadableDatabase as _, TableError
 use godwit_shared::model::{Problem, codes};
 
 use super::{META, RECORDS};
+use crate::state_dir::sync_parent;
 use crate::store::{Entry, Revision};
 
 /// The layout of the tables.
@@ -54,13 +55,7 @@ pub(super) fn write(path: &Path, revision: Revision, entries: &[Entry]) -> Resul
     begun.map_err(|e| refused(path, "create", &e))?;
     drop(made);
     std::fs::rename(&fresh, path).map_err(|e| refused(path, "create", &e))?;
-    let parent = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    std::fs::File::open(parent)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|e| refused(path, "create", &e))
+    sync_parent(path).map_err(|e| refused(path, "create", &e))
 }
 
 fn builder() -> Builder {
