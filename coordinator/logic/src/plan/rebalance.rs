@@ -16,7 +16,7 @@
 //! [`Policy::first_gain`], which is more: loads that shift by so little that no
 //! move's gain changes by the difference of the two move nothing. And a plan
 //! whose whole gain is below [`Policy::threshold`] is not made at all.
-//! [`crate::cluster`] adds a cool-down: a VM that moved lately is not movable.
+//! A cool-down is the caller's: a VM that moved lately is given as not movable.
 
 use super::{Balance, Metric, Model, Move};
 
