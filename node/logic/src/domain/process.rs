@@ -161,6 +161,11 @@ impl Domain {
             (Action::Cont, Some(RESUME | RESET)) | (Action::Reset, Some(RESET | REBOOT)) => {
                 self.settle_any(Err(problem), out);
             }
+            (Action::Cont, None) => {
+                // It has answered: nothing is left to be confirmed.
+                out.push(Effect::Disarm(Timer::Confirm));
+                self.problem = Some(problem);
+            }
             _ => self.problem = Some(problem),
         }
     }

@@ -5,7 +5,7 @@ use godwit_shared::model::{
 };
 
 use super::super::*;
-use super::world::{MIGRATION, World};
+use super::world::{MIGRATION, World, trouble};
 use crate::handoff::{
     HandoffRecord, IncomingRecord, IncomingStage, OutgoingRecord, OutgoingStage, Plan,
 };
@@ -348,6 +348,26 @@ fn a_migration_that_nobody_knows_of_is_cancelled() {
     world.settle();
     assert_eq!(world.actions, [Action::CancelMigration, Action::Cont]);
     assert_eq!(world.domain.state(), S::Running);
+}
+
+/// A refusal is an answer: the domain is not called unresponsive later.
+#[test]
+fn a_cont_that_qemu_refuses_is_told_with_its_words() {
+    let world = World::started();
+    let again = Domain::restored(world.journal.clone(), None, true, true);
+    let mut world = World::with(again);
+    world.feed(Event::Ready).unwrap();
+    world.inbox.clear();
+    let (run, migrating) = (RunStatus::FinishMigrate, false);
+    world.feed(Event::Status { run, migrating }).unwrap();
+    assert_eq!(world.actions, [Action::Cont]);
+    assert!(world.timers.contains(&Timer::Confirm));
+    world.inbox.clear();
+    let (action, outcome) = (Action::Cont, Err(trouble()));
+    world.feed(Event::Replied { action, outcome }).unwrap();
+    assert!(!world.timers.contains(&Timer::Confirm));
+    assert_eq!(world.domain.state(), S::Paused);
+    assert_eq!(world.domain.view().problem, Some(trouble()));
 }
 
 /// QEMU hung, and its migration was given up without its word: it goes on, and
