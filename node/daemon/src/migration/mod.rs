@@ -38,4 +38,6 @@ pub use manager::{
     CancelMigration, IncomingConnection, MigrationContext, MigrationManager, QueryVerdict,
     ResolveMigration, StartMigration, TuneMigration, WatchMigration,
 };
+#[cfg(test)]
+pub(crate) use qemu::make_sure_it_runs;
 pub use tombstones::Tombstones;

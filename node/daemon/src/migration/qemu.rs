@@ -304,13 +304,14 @@ pub(super) async fn cancel(domain: &Addr<DomainActor>) -> Result<Option<QemuMigr
 ///
 /// The target's QEMU may hold the disks' locks for a moment yet, so a refused
 /// `cont` is tried again for a while.
-pub(super) async fn make_sure_it_runs(domain: &Addr<DomainActor>) -> Result<(), Problem> {
+pub(crate) async fn make_sure_it_runs(domain: &Addr<DomainActor>) -> Result<(), Problem> {
     let patience = tokio::time::Instant::now() + CONT_PATIENCE;
     while !settled(domain).await? {
         match execute(domain, "cont", Value::Null).await {
             Err(problem) if tokio::time::Instant::now() > patience => return Err(problem),
             Err(problem) => {
                 tracing::warn!(%problem, "the guest is not resumed yet");
+                wake_the_failed(domain).await;
                 tokio::time::sleep(CONT_AGAIN).await;
             }
             Ok(_) if settled(domain).await? => return Ok(()),
@@ -323,6 +324,17 @@ pub(super) async fn make_sure_it_runs(domain: &Addr<DomainActor>) -> Result<(), 
         }
     }
     Ok(())
+}
+
+/// Wakes a migration that failed while QEMU waited at `pre-switchover`: a channel
+/// that breaks then changes its status, but leaves its thread asleep (seen with
+/// QEMU 7.2 and 10.0), and only that thread lets go of the guest. A cancel does
+/// nothing any more; `migrate-continue` wakes whoever waits, at any status.
+async fn wake_the_failed(domain: &Addr<DomainActor>) {
+    let arguments = json!({ "state": "failed" });
+    if execute(domain, "migrate-continue", arguments).await.is_ok() {
+        tracing::warn!("a failed migration was woken, so that the guest can go on");
+    }
 }
 
 /// Whether the CPUs run, or stand still for a reason of the guest's own.

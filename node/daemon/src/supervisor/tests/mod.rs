@@ -16,10 +16,13 @@ use godwit_shared::model::{
     Capacity, DomainReport, DomainState, Epoch, LifecycleCommand, MiB, Problem, VmId, VmSpec,
 };
 use tokio::sync::OnceCell;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::messages::{Command, Define, Restored};
 use super::{End, Supervisor, SupervisorContext};
 use crate::bus::NodeBus;
+use crate::domain::DomainActor;
+use crate::domain::messages::{DomainSignal, Execute};
 use crate::host::NodePaths;
 use crate::journal::Journal;
 use crate::qemu::probe::{Emulator, probe_all};
@@ -178,4 +181,29 @@ fn signal(report: &DomainReport, signal: rustix::process::Signal) {
     let pid = i32::try_from(report.pid.unwrap()).unwrap();
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, signal).unwrap();
+}
+
+async fn execute(domain: &Addr<DomainActor>, command: &'static str, arguments: serde_json::Value) {
+    let message = Execute {
+        command,
+        arguments,
+        deadline: DEADLINE,
+    };
+    domain.send(message).await.unwrap().unwrap();
+}
+
+/// Waits for the event that says so.
+async fn migration_is(signals: &mut UnboundedReceiver<DomainSignal>, status: &str) {
+    let wait = async {
+        while let Some(signal) = signals.recv().await {
+            if let DomainSignal::Qmp(event) = signal
+                && event.text("status") == Some(status)
+            {
+                return;
+            }
+        }
+        panic!("the signals ended");
+    };
+    let seen = tokio::time::timeout(DEADLINE, wait).await;
+    assert!(seen.is_ok(), "the migration never was {status}");
 }

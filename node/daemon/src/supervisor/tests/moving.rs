@@ -1,31 +1,18 @@
 //! What a migration does with domains, over a unix socket between two nodes.
 
-use std::time::Duration;
-
 use godwit_node_logic::handoff::{HandoffRecord, IncomingRecord, IncomingStage};
 use godwit_shared::model::{DomainState, ExitReason, LifecycleCommand as C, MigrationId, codes};
 use serde_json::json;
-use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::*;
 use crate::domain::DomainActor;
 use crate::domain::messages::{
-    Activate, BeginOutgoing, DiscardIncoming, DomainSignal, EndOutgoing, Execute, MarkInHandoff,
+    Activate, BeginOutgoing, DiscardIncoming, DomainSignal, EndOutgoing, MarkInHandoff,
     OutgoingEnd, OutgoingFacts, RecordHandoff, Subscribe,
 };
 use crate::supervisor::messages::{CheckIncoming, IncomingRequest, Lookup, StartIncoming};
 
 const MIGRATION: MigrationId = MigrationId::from_u128(77);
-
-async fn execute(domain: &Addr<DomainActor>, command: &'static str, arguments: serde_json::Value) {
-    let deadline = Duration::from_secs(20);
-    let message = Execute {
-        command,
-        arguments,
-        deadline,
-    };
-    domain.send(message).await.unwrap().unwrap();
-}
 
 fn request(vm: VmId, facts: OutgoingFacts) -> IncomingRequest {
     IncomingRequest {
@@ -39,20 +26,6 @@ fn request(vm: VmId, facts: OutgoingFacts) -> IncomingRequest {
         cpu_model: facts.cpu_model,
         images: Vec::new(),
     }
-}
-
-async fn completed(signals: &mut UnboundedReceiver<DomainSignal>) {
-    let wait = async {
-        while let Some(signal) = signals.recv().await {
-            if let DomainSignal::Qmp(event) = signal
-                && event.text("status") == Some("completed")
-            {
-                return;
-            }
-        }
-        panic!("the signals ended");
-    };
-    tokio::time::timeout(DEADLINE, wait).await.unwrap();
 }
 
 struct Move {
@@ -106,8 +79,8 @@ async fn loaded() -> Move {
     let uri = json!({"uri": format!("unix:{}", target.folder.path().join("m").display())});
     execute(&arriving, "migrate-incoming", uri.clone()).await;
     execute(&leaving, "migrate", uri).await;
-    completed(&mut sent).await;
-    completed(&mut got).await;
+    migration_is(&mut sent, "completed").await;
+    migration_is(&mut got, "completed").await;
     Move {
         vm,
         source,
