@@ -29,6 +29,23 @@ pub const POINTS: [&str; 16] = [
     "source.before_stay",
 ];
 
+/// Those that only a migration comes to which copies disks, in the same order.
+pub const DISK_POINTS: [&str; 12] = [
+    "target.before_export",
+    "target.after_export",
+    "source.before_mirror",
+    "source.in_mirror",
+    "source.mirrors_ready",
+    "source.before_finish_mirrors",
+    "source.before_let_go",
+    "target.before_end_exports",
+    "target.after_end_exports",
+    "source.before_remove_images",
+    // When it is called off.
+    "source.before_abort_mirrors",
+    "target.before_remove_images",
+];
+
 /// Waits here when a test has armed the point.
 #[cfg(all(feature = "fault-points", debug_assertions))]
 pub(crate) async fn reach(point: &str) {

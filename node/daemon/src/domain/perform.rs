@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use super::messages::{DomainSignal, IncomingRequest};
 use super::{DomainActor, Waiter};
+use crate::fault;
 use crate::images;
 use crate::journal::RunRecord;
 use crate::numa;
@@ -362,12 +363,16 @@ impl DomainActor {
         let (place, vm) = (self.place.clone(), self.vm());
         let supervisor = self.supervisor.upgrade();
         let handoff = self.record.handoff.clone();
+        let point = removal_point(request, handoff.as_ref());
         let remove = move || {
             // Its record is what knows of them: it goes last.
             remove_images(request, handoff);
             place.remove_all();
         };
         let removed = async move {
+            if let Some(point) = point {
+                fault::reach(point).await;
+            }
             let _ = tokio::task::spawn_blocking(remove).await;
             if let Some(supervisor) = supervisor {
                 let _ = supervisor.send(Forget { vm }).await;
@@ -377,6 +382,19 @@ impl DomainActor {
             actor.answer(request, &Ok(()));
             ctx.stop();
         });
+    }
+}
+
+/// The fault point before images are removed.
+fn removal_point(request: Request, handoff: Option<&HandoffRecord>) -> Option<&'static str> {
+    match (request, handoff?) {
+        (Request::Discard, HandoffRecord::Incoming(record)) if !record.images.is_empty() => {
+            Some("target.before_remove_images")
+        }
+        (Request::Retire, HandoffRecord::Outgoing(record)) if !record.images.is_empty() => {
+            Some("source.before_remove_images")
+        }
+        _ => None,
     }
 }
 

@@ -22,6 +22,7 @@ use super::manager::MigrationContext;
 use super::mirror;
 use super::relay::{Relay, listen_at};
 use crate::domain::DomainActor;
+use crate::fault;
 use crate::images::NewImage;
 use crate::supervisor::messages::IncomingRequest;
 
@@ -122,7 +123,9 @@ impl Exports {
             .left
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1));
         if others == Ok(1) {
+            fault::reach("target.before_end_exports").await;
             mirror::end_exports(&self.domain).await?;
+            fault::reach("target.after_end_exports").await;
         }
         Ok(sender.finish()?)
     }
@@ -176,7 +179,9 @@ pub(super) async fn export(
     }
     let socket = socket(context, main, None);
     let exports = Exports::new(domain.clone(), socket.clone(), indices.len());
+    fault::reach("target.before_export").await;
     mirror::export(domain, indices, &socket).await?;
+    fault::reach("target.after_export").await;
     Ok(Some(exports))
 }
 

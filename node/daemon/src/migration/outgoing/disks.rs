@@ -10,6 +10,7 @@ use godwit_shared::model::{MigrationPhase, MigrationTuning, Problem, codes};
 
 use super::Outgoing;
 use super::inputs::Input;
+use crate::fault;
 use crate::migration::disks::{self, DiskRelay};
 use crate::migration::mirror;
 
@@ -88,10 +89,12 @@ impl Outgoing {
         self.mirrors = Some(mirrors);
         let (domain, policy) = (self.departure.domain.clone(), policy.clone());
         self.beside(async move {
+            fault::reach("source.before_mirror").await;
             for (index, socket) in work {
                 if let Err(problem) = mirror::start(&domain, index, &policy, &socket).await {
                     return Some(SourceEvent::MirrorFailed(problem));
                 }
+                fault::reach("source.in_mirror").await;
             }
             None
         });
@@ -107,6 +110,7 @@ impl Outgoing {
         let jobs = mirrors.open.clone();
         let domain = self.departure.domain.clone();
         self.beside(async move {
+            fault::reach("source.before_finish_mirrors").await;
             for index in jobs {
                 if let Err(problem) = mirror::finish(&domain, index).await {
                     return Some(SourceEvent::MirrorFailed(problem));
@@ -121,7 +125,10 @@ impl Outgoing {
             return;
         };
         match mirrors.learn(event) {
-            Some(News::Ready) => self.step(SourceEvent::MirrorsReady, ctx),
+            Some(News::Ready) => self.beside(async {
+                fault::reach("source.mirrors_ready").await;
+                Some(SourceEvent::MirrorsReady)
+            }),
             Some(News::Failed(problem)) => self.step(SourceEvent::MirrorFailed(problem), ctx),
             Some(News::Ended) => self.release_exports(),
             None => {}
@@ -137,6 +144,7 @@ impl Outgoing {
         let domain = self.departure.domain.clone();
         self.beside(async move {
             let released = async {
+                fault::reach("source.before_let_go").await;
                 for plan in disks.unwrap_or_default() {
                     mirror::let_go(&domain, plan.index).await?;
                 }

@@ -428,6 +428,7 @@ impl Outgoing {
                 Ok(())
             };
             let aborted = if mirrors {
+                fault::reach("source.before_abort_mirrors").await;
                 mirror::abort(&domain).await
             } else {
                 Ok(())
