@@ -30,7 +30,7 @@ use super::{disks, qemu, rehearsal, relay};
 use crate::domain::DomainActor;
 use crate::domain::messages::{Activate, ActivateError, DiscardIncoming, DomainSignal};
 use crate::fault;
-use crate::images;
+use crate::images::{self, NewImage};
 use crate::supervisor::messages::{CheckIncoming, IncomingRequest, StartIncoming};
 
 /// How long to wait before something that failed is tried again.
@@ -50,7 +50,8 @@ pub(super) struct Incoming {
     first_effects: Vec<TargetEffect>,
     inputs: mpsc::UnboundedSender<Input>,
     queue: Option<mpsc::UnboundedReceiver<Input>>,
-    request: Option<Arrival>,
+    /// What was asked for, with the images that it takes.
+    request: Option<(Arrival, Vec<NewImage>)>,
     accepted: Option<(IncomingRequest, MigrationPolicy)>,
     domain: Option<Addr<DomainActor>>,
     /// A start of QEMU is under way: a discard waits for it.
@@ -132,16 +133,17 @@ impl Incoming {
             prepare.dry_run,
             &mut effects,
         );
+        let images = disks::new_images(&arrival.spec, &prepare.disks);
         let record = IncomingRecord {
             migration: prepare.migration,
             source: arrival.source.clone(),
             epoch: prepare.epoch.next(),
-            images: disks::image_paths(&disks::new_images(&arrival.spec, &prepare.disks)),
+            images: disks::image_paths(&images),
             stage: IncomingStage::Prepared,
         };
         let vm = prepare.vm;
         let mut incoming = Self::new(context, manager, vm, record, target, effects);
-        incoming.request = Some(arrival);
+        incoming.request = Some((arrival, images));
         incoming
     }
 
@@ -269,7 +271,7 @@ impl Incoming {
     }
 
     fn check(&mut self) {
-        let Some(arrival) = self.request.take() else {
+        let Some((arrival, images)) = self.request.take() else {
             return;
         };
         let Arrival {
@@ -285,7 +287,6 @@ impl Incoming {
             self.context.runtime.spawn(trial);
         }
         self.open_link(connection, sender, messages);
-        let images = disks::new_images(&spec, &prepare.disks);
         let mirrored: Vec<u16> = images.iter().map(|image| image.index).collect();
         let source = RunningAs {
             machine: &prepare.machine,
