@@ -411,7 +411,9 @@ impl Incoming {
 
     /// The CPUs run: whoever asks from now on, also after the record is gone,
     /// hears so. Without that word in a tombstone a later question would be
-    /// refused, so it is tried until it stands.
+    /// refused, so it is tried until it stands. Nothing of it is thrown away from
+    /// now on, so the images lose their second names: before the record says so,
+    /// because then the guest may leave again, and its next record knows of none.
     fn mark_running(
         &self,
         domain: Addr<DomainActor>,
@@ -420,9 +422,11 @@ impl Incoming {
     ) {
         let tombstones = self.context.tombstones.clone();
         let (migration, vm) = (self.migration, self.vm);
+        let images = self.record.images.clone();
         self.beside(async move {
             fault::reach("target.after_cont").await;
             write_granted(&tombstones, migration, vm).await;
+            let _ = tokio::task::spawn_blocking(move || images::keep(&images, migration)).await;
             if let Err(problem) = record_handoff(&domain, migration, record, false).await {
                 tracing::warn!(%migration, %problem, "the record does not show that the guest runs");
             }
@@ -567,9 +571,7 @@ impl Incoming {
             return;
         };
         let migration = self.migration;
-        let images = self.record.images.clone();
         actix::spawn(async move {
-            let _ = tokio::task::spawn_blocking(move || images::keep(&images, migration)).await;
             while let Err(problem) = record_handoff(&domain, migration, None, false).await {
                 if !domain.connected() {
                     return;

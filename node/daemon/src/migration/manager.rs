@@ -34,6 +34,7 @@ use crate::domain::DomainActor;
 use crate::domain::messages::{
     BeginOutgoing, DiscardIncoming, EndOutgoing, OutgoingEnd, OutgoingFacts,
 };
+use crate::images;
 use crate::supervisor::Supervisor;
 use crate::supervisor::messages::{Lookup, Restored};
 use crate::uplink::UplinkHandle;
@@ -198,7 +199,12 @@ impl MigrationManager {
             return;
         }
         let domain = domain.clone();
+        let images = kept.as_ref().map(|_| record.images.clone());
         actix::spawn(async move {
+            if let Some(images) = images {
+                let keep = move || images::keep(&images, migration);
+                let _ = tokio::task::spawn_blocking(keep).await;
+            }
             if kept.is_some()
                 && record_handoff(&domain, migration, kept, false)
                     .await
