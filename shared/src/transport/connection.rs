@@ -1,5 +1,6 @@
 //! One connection to one peer.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -61,9 +62,18 @@ pub(super) struct Link {
     /// Why this side closed it, when not by [`Connection::close`].
     verdict: Arc<OnceLock<Disconnect>>,
     closed: Closed,
-    streams: Mutex<mpsc::Receiver<(StreamKind, SendStream, RecvStream)>>,
+    streams: Mutex<Streams>,
     /// Last, so that the threads outlive the rest.
     runtime: TransportRuntime,
+}
+
+type Arrived = (StreamKind, SendStream, RecvStream);
+
+/// The peer's streams that nobody has taken yet.
+struct Streams {
+    /// They came while the control stream was waited for.
+    early: VecDeque<Arrived>,
+    arrived: mpsc::Receiver<Arrived>,
 }
 
 impl fmt::Debug for Link {
@@ -112,7 +122,10 @@ impl Connection {
             idle_timeout,
             verdict,
             closed: Closed::new(ended),
-            streams: Mutex::new(streams),
+            streams: Mutex::new(Streams {
+                early: VecDeque::new(),
+                arrived: streams,
+            }),
             runtime: runtime.clone(),
         }))
     }
@@ -187,13 +200,39 @@ impl Connection {
     /// # Errors
     /// When the connection has ended.
     pub async fn accept(&self) -> Result<(StreamKind, Sender, Receiver), StreamError> {
-        match self.0.streams.lock().await.recv().await {
-            Some((kind, send, recv)) => {
-                let (sender, receiver) = self.wrap(send, recv);
-                Ok((kind, sender, receiver))
+        let mut streams = self.0.streams.lock().await;
+        let next = match streams.early.pop_front() {
+            Some(early) => Some(early),
+            None => streams.arrived.recv().await,
+        };
+        drop(streams);
+        let Some((kind, send, recv)) = next else {
+            return Err(StreamError::Disconnected(self.closed().await));
+        };
+        let (sender, receiver) = self.wrap(send, recv);
+        Ok((kind, sender, receiver))
+    }
+
+    /// The next control stream that the peer has opened. Streams are independent:
+    /// where the packet with its beginning was lost, those that were opened after
+    /// it arrive before it. They wait for [`accept`](Self::accept), in their order;
+    /// none when there are more of them than a peer has reason to open. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the connection has ended.
+    pub async fn accept_control(&self) -> Result<Option<(Sender, Receiver)>, StreamError> {
+        let mut streams = self.0.streams.lock().await;
+        while streams.early.len() < WAITING_STREAMS {
+            match streams.arrived.recv().await {
+                Some((StreamKind::Control, send, recv)) => return Ok(Some(self.wrap(send, recv))),
+                Some(other) => streams.early.push_back(other),
+                None => {
+                    drop(streams);
+                    return Err(StreamError::Disconnected(self.closed().await));
+                }
             }
-            None => Err(StreamError::Disconnected(self.closed().await)),
         }
+        Ok(None)
     }
 
     fn wrap(&self, send: SendStream, recv: RecvStream) -> (Sender, Receiver) {
@@ -303,10 +342,7 @@ async fn await_end(
 }
 
 /// Takes the peer's streams in, each as soon as it has said what it is for.
-async fn accept_streams(
-    quinn: quinn::Connection,
-    arrived: mpsc::Sender<(StreamKind, SendStream, RecvStream)>,
-) {
+async fn accept_streams(quinn: quinn::Connection, arrived: mpsc::Sender<Arrived>) {
     while let Ok((send, mut recv)) = quinn.accept_bi().await {
         let arrived = arrived.clone();
         tokio::spawn(async move {

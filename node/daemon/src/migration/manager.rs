@@ -16,9 +16,7 @@ use godwit_shared::model::{
     UnixMillis, VmId, VmSpec, codes,
 };
 use godwit_shared::pki::Identity;
-use godwit_shared::transport::{
-    CloseCode, Connection, StreamKind, TransportOptions, TransportRuntime,
-};
+use godwit_shared::transport::{CloseCode, Connection, TransportOptions, TransportRuntime};
 use godwit_shared::wire::peer::{SourceMessage, TargetMessage};
 use godwit_shared::wire::uplink::{Member, NodeReply, Verdict, VerdictQuery};
 use tokio::sync::{oneshot, watch};
@@ -591,8 +589,11 @@ async fn serve(connection: &Connection, manager: &Addr<MigrationManager>) {
     let Some(source) = peer::node_of(connection) else {
         return connection.close(CloseCode::UNAUTHENTICATED, "not a node");
     };
-    let Ok((StreamKind::Control, sender, receiver)) = connection.accept().await else {
-        return refuse("the first stream has to be the control stream");
+    let (sender, receiver) = match connection.accept_control().await {
+        Ok(Some(control)) => control,
+        Ok(None) => return refuse("a connection needs a control stream"),
+        // Nobody is there to be told.
+        Err(_) => return,
     };
     let mut messages = receiver.into_messages::<SourceMessage>();
     match messages.recv().await {

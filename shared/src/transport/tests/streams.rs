@@ -57,6 +57,59 @@ async fn streams_say_what_they_are_for() {
     );
 }
 
+#[tokio::test]
+async fn the_control_stream_may_arrive_late() {
+    let cluster = Cluster::new();
+    let pair = cluster.pair().await;
+    let overtaking = [
+        StreamKind::Memory { channel: 1 },
+        StreamKind::Disk { index: 0 },
+        StreamKind::Bulk,
+    ];
+    for kind in overtaking {
+        let (sender, _) = pair.near.open(kind).await.unwrap();
+        let mut sender = sender.into_bytes();
+        sender.write_chunk(Bytes::from_static(b"x")).await.unwrap();
+        sender.finish().unwrap();
+    }
+    // Given up for now: what came meanwhile is not lost by that.
+    let wait = Duration::from_millis(200);
+    let early = tokio::time::timeout(wait, pair.far.accept_control()).await;
+    assert!(early.is_err(), "{early:?}");
+    let (sender, _) = pair.near.open(StreamKind::Control).await.unwrap();
+    let mut sender = sender.into_messages();
+    sender.send(&Note::Text("at last".into())).await.unwrap();
+    let taken = within(pair.far.accept_control()).await.unwrap();
+    let mut control = taken.unwrap().1.into_messages::<Note>();
+    let first = within(control.recv()).await.unwrap();
+    assert_eq!(first, Some(Note::Text("at last".into())));
+    let mut seen = Vec::new();
+    for _ in overtaking {
+        let (kind, _, receiver) = within(pair.far.accept()).await.unwrap();
+        let mut receiver = receiver.into_bytes();
+        assert_eq!(within(receiver.read_chunk(9)).await.unwrap().unwrap(), "x");
+        seen.push(kind);
+    }
+    seen.sort_by_key(|kind| overtaking.iter().position(|known| known == kind));
+    assert_eq!(seen, overtaking);
+}
+
+#[tokio::test]
+async fn a_peer_that_never_opens_a_control_stream_is_not_waited_for() {
+    let cluster = Cluster::new();
+    let pair = cluster.pair().await;
+    let mut open = Vec::new();
+    for channel in 0..64 {
+        open.push(
+            pair.near
+                .open(StreamKind::Memory { channel })
+                .await
+                .unwrap(),
+        );
+    }
+    assert!(within(pair.far.accept_control()).await.unwrap().is_none());
+}
+
 fn into_bytes((sender, receiver): (Sender, Receiver)) -> (ByteSender, ByteReceiver) {
     (sender.into_bytes(), receiver.into_bytes())
 }
