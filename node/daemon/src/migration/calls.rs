@@ -33,7 +33,7 @@ pub(super) async fn record_handoff(
 
 /// That the domain has no QEMU, and whoever follows it since has not heard of
 /// its end: it came before, also before this daemon.
-pub(super) async fn ended_before(domain: &Addr<DomainActor>) -> Option<Problem> {
+pub(crate) async fn ended_before(domain: &Addr<DomainActor>) -> Option<Problem> {
     let report = domain.send(Describe).await.ok()?;
     (!report.state.has_process()).then(|| {
         Problem::new(codes::QEMU_GONE, "the domain's QEMU had ended before")
@@ -82,4 +82,37 @@ pub(super) fn ended(reason: &ExitReason) -> Problem {
         format!("the target's QEMU ended: {reason}"),
     )
     .remedy("look at the target's QEMU log")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn the_word_on_a_grant_is_tried_until_it_stands() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("words");
+        let tombstones = Tombstones::open(folder.clone()).unwrap();
+        std::fs::remove_dir(&folder).unwrap();
+        let (migration, vm) = (MigrationId::from_u128(1), VmId::from_u128(2));
+        let writing = write_granted(&tombstones, migration, vm);
+        // The first try is before this, the next long after.
+        let mended = async { std::fs::create_dir(&folder).unwrap() };
+        tokio::join!(biased; writing, mended);
+        let word = tombstones.read(migration).unwrap().unwrap();
+        assert_eq!(word.verdict, TombstoneVerdict::Granted);
+    }
+
+    #[tokio::test]
+    async fn another_word_that_was_given_before_stands() {
+        let dir = tempfile::tempdir().unwrap();
+        let tombstones = Tombstones::open(dir.path().join("words")).unwrap();
+        let (migration, vm) = (MigrationId::from_u128(1), VmId::from_u128(2));
+        let refused = TombstoneVerdict::Refused;
+        tombstones.write(migration, vm, refused).unwrap();
+        write_granted(&tombstones, migration, vm).await;
+        let word = tombstones.read(migration).unwrap().unwrap();
+        assert_eq!(word.verdict, refused);
+    }
 }

@@ -740,3 +740,22 @@ impl Handler<Ended> for MigrationManager {
         self.incoming.remove(&ended.0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_hears_what_became_of_a_postcopy_that_is_over() {
+        let migration = MigrationId::from_u128(1);
+        let complete = no_longer_here(migration, TombstoneVerdict::Granted);
+        assert_eq!(complete, TargetMessage::Complete { migration });
+        for word in [TombstoneVerdict::Lost, TombstoneVerdict::Refused] {
+            let told = no_longer_here(migration, word);
+            let TargetMessage::Failed { reason, .. } = &told else {
+                panic!("{word:?}: {told:?}");
+            };
+            assert_eq!(reason.code, codes::QEMU_GONE);
+        }
+    }
+}

@@ -19,7 +19,7 @@
 //! beside the actor and put their result into that queue.
 
 mod buffers;
-mod calls;
+pub(crate) mod calls;
 mod carry;
 mod disks;
 mod incoming;

@@ -217,11 +217,14 @@ pub(super) async fn look_at_incoming(
     domain: &Addr<DomainActor>,
 ) -> Result<Option<QemuMigration>, Problem> {
     let answer = execute_within(domain, "query-migrate", Value::Null, HANGS).await?;
-    Ok(match answer.get("status").and_then(Value::as_str) {
-        Some("postcopy-recover-setup" | "postcopy-recover") => Some(QemuMigration::PostcopyPaused),
-        Some(word) => status(word, &error_words(&answer).unwrap_or_default()),
-        None => None,
-    })
+    Ok(incoming_status(&answer))
+}
+
+fn incoming_status(answer: &Value) -> Option<QemuMigration> {
+    match answer.get("status")?.as_str()? {
+        "postcopy-recover-setup" | "postcopy-recover" => Some(QemuMigration::PostcopyPaused),
+        word => status(word, &error_words(answer).unwrap_or_default()),
+    }
 }
 
 /// Changes a migration while it runs.
@@ -471,6 +474,21 @@ mod tests {
             let _ = progress(&answer);
         }
         assert_eq!(bytes_per_second(f64::NAN), 0);
+    }
+
+    #[test]
+    fn a_receiver_that_waits_for_new_channels_is_paused() {
+        for word in [
+            "postcopy-recover-setup",
+            "postcopy-recover",
+            "postcopy-paused",
+        ] {
+            let found = incoming_status(&json!({ "status": word }));
+            assert_eq!(found, Some(QemuMigration::PostcopyPaused), "{word}");
+        }
+        let whole = incoming_status(&json!({ "status": "postcopy-active" }));
+        assert_eq!(whole, Some(QemuMigration::PostcopyActive));
+        assert_eq!(incoming_status(&json!({})), None);
     }
 
     #[test]

@@ -560,3 +560,35 @@ async fn let_go(domain: &Addr<DomainActor>, end: OutgoingEnd) -> Result<(), Prob
         .await
         .unwrap_or_else(|_| Err(qemu::actor_gone()))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::cell::RefCell;
+
+    use super::*;
+
+    /// What comes of these answers, with the alarms and the attempts.
+    async fn tried(answers: Vec<Result<(), Problem>>) -> (Result<(), Problem>, usize, usize) {
+        let (inputs, mut heard) = mpsc::unbounded_channel();
+        let (given, left) = (answers.len(), RefCell::new(answers.into_iter()));
+        let attempt = || std::future::ready(left.borrow_mut().next().unwrap());
+        let done = until_written(&inputs, attempt).await;
+        let mut alarms = 0;
+        while let Ok(input) = heard.try_recv() {
+            assert!(matches!(input, Input::Alarm(_)));
+            alarms += 1;
+        }
+        (done, alarms, given - left.borrow().len())
+    }
+
+    #[tokio::test]
+    async fn the_end_is_tried_until_it_is_written() {
+        let full = || Err(Problem::new(codes::HOST_IO, "no space left"));
+        assert_eq!(tried(vec![full(), Ok(())]).await, (Ok(()), 1, 2));
+        let gone = Err(qemu::actor_gone());
+        let (done, alarms, attempts) = tried(vec![gone, Ok(())]).await;
+        assert!(done.is_err(), "nobody is left to write it");
+        assert_eq!((alarms, attempts), (0, 1));
+    }
+}

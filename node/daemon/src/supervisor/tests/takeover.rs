@@ -4,6 +4,9 @@ use godwit_shared::model::{DomainState, ExitReason, LifecycleCommand as C};
 use rustix::process::Signal;
 
 use super::*;
+use crate::domain::DomainActor;
+use crate::migration::calls::ended_before;
+use crate::supervisor::messages::Lookup;
 
 #[actix::test]
 async fn domains_run_on_under_the_next_daemon() {
@@ -45,12 +48,15 @@ async fn what_ended_meanwhile_is_told_apart() {
     node.supervisor.send(End).await.unwrap();
     kill(&report);
     node.restart_after_end().await;
+    // A migration that follows it from here on hears of no end any more: it asks.
+    assert!(ended_before(&node.domain(vm).await).await.is_some());
     let Some(ExitReason::Crashed { detail }) = node.bus.domain(vm).unwrap().exit else {
         panic!();
     };
     assert!(detail.contains("not running"), "{detail}");
     // Another boot: the process id in the record means nothing any more.
     node.ask(vm, C::Start).await.unwrap();
+    assert_eq!(ended_before(&node.domain(vm).await).await, None);
     let report = node.bus.domain(vm).unwrap();
     node.supervisor.send(End).await.unwrap();
     let file = node
@@ -146,5 +152,12 @@ impl Node {
         self.bus = NodeBus::new();
         self.supervisor = Self::supervisor(&self.folder, &self.bus).await;
         self.supervisor.send(Restored).await.unwrap();
+    }
+}
+
+impl Node {
+    async fn domain(&self, vm: VmId) -> Addr<DomainActor> {
+        let found = self.supervisor.send(Lookup { vm }).await;
+        found.unwrap().unwrap()
     }
 }
