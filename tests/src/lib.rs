@@ -7,6 +7,7 @@
 //! * [`bench`] is what the benchmarks have in common; [`bare`] is QEMU without a manager, to measure against.
 //! * [`fault`] lets something go wrong at a chosen moment of a migration.
 //! * [`guest`] makes specs for the counting guest and checks its count.
+//! * [`disks`] makes images, and looks at what became of them.
 //! * [`netns`] makes network namespaces and links between them.
 //! * [`points`] holds a daemon between two steps of a migration; [`matrix`] lets
 //!   every fault happen there.
@@ -22,6 +23,7 @@
 pub mod api;
 pub mod bare;
 pub mod bench;
+pub mod disks;
 pub mod events;
 pub mod fault;
 pub mod guest;

@@ -4,6 +4,8 @@
 //! The guest travels: each case moves it from where the last one left it, so
 //! both directions are met. A case ends when nothing is left of it.
 
+pub mod disks;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -46,6 +48,8 @@ pub enum Fault {
     Kill(Party),
     /// `SIGSTOP`, and `SIGCONT` after longer than the liveness timeouts.
     Freeze(Party),
+    /// An operator cancels.
+    Cancel,
     /// The path between the nodes swallows everything for as long.
     CutPath,
     /// The target's path to everybody does.
@@ -71,6 +75,25 @@ fn before(point: &str, other: &str) -> bool {
     place(point) < place(other)
 }
 
+/// The point of every migration that is like one of a migration with disks: the
+/// right is with the same node there, and the same QEMUs are.
+fn like(point: &str) -> &str {
+    match point {
+        "target.before_export" | "target.after_export" => "target.before_send_prepared",
+        "source.before_mirror" | "source.in_mirror" | "source.mirrors_ready" => {
+            "source.before_migrate"
+        }
+        "source.before_finish_mirrors"
+        | "source.before_let_go"
+        | "target.before_end_exports"
+        | "target.after_end_exports" => "source.before_continue",
+        "source.before_remove_images" => "source.after_retire",
+        "source.before_abort_mirrors" => "source.before_stay",
+        "target.before_remove_images" => "target.before_discard",
+        other => other,
+    }
+}
+
 /// Whether a point is met only by a migration that is called off.
 fn called_off(point: &str) -> bool {
     !before(point, "target.before_discard")
@@ -79,6 +102,11 @@ fn called_off(point: &str) -> bool {
 impl Fault {
     /// Whether there is anybody to meet it at that point.
     pub fn applies(self, point: &str) -> bool {
+        let point = like(point);
+        if self == Self::Cancel {
+            // It is refused from the grant on.
+            return before(point, "source.before_grant_journal");
+        }
         let (Self::Kill(party) | Self::Freeze(party)) = self else {
             return true;
         };
@@ -101,6 +129,7 @@ impl Fault {
     /// with the target, a lost peer leaves the guest where it was; after it,
     /// the guest runs on the target.
     pub fn end(self, point: &str) -> End {
+        let point = like(point);
         let granted = before("source.after_grant_journal", point);
         let by_line = |granted| if granted { End::Moves } else { End::Stays };
         match self {
@@ -108,6 +137,7 @@ impl Fault {
                 Self::Kill(Party::SourceQemu) => End::CrashesOnSource,
                 _ => End::Stays,
             },
+            Self::Cancel => End::Stays,
             // It is in nobody's way; and a frozen QEMU only takes longer.
             Self::Kill(Party::Coordinator) | Self::Freeze(Party::Coordinator) => End::Moves,
             Self::Freeze(Party::SourceQemu | Party::TargetQemu) => End::Moves,
@@ -136,13 +166,19 @@ impl Fault {
     }
 }
 
-/// A move that is held at a point.
-struct Held {
+/// A move that has begun.
+#[derive(Clone)]
+struct Moving {
     name: &'static str,
     from: usize,
     to: usize,
     task: TaskView,
     migration: MigrationId,
+}
+
+/// One that is held at a point.
+struct Held {
+    moving: Moving,
     point: Armed,
 }
 
@@ -160,8 +196,8 @@ pub async fn case(
     strike(scene, &held, fault, point).await?;
     held.point.let_go();
     let end = fault.end(point);
-    settle(scene, &held, end).await?;
-    clean(scene, &held, end).await
+    settle(scene, &held.moving, end).await?;
+    clean(scene, &held.moving, end).await
 }
 
 /// Begins the move and waits until a daemon is at the point.
@@ -191,41 +227,47 @@ async fn hold(scene: &Scene, name: &'static str, point: &str) -> Result<Held> {
     } else {
         first
     };
-    Ok(Held {
+    let moving = Moving {
         name,
         from,
         to,
         task,
         migration,
-        point,
-    })
+    };
+    Ok(Held { moving, point })
 }
 
 /// Lets it happen and, where that ends it, mends it again.
 async fn strike(scene: &mut Scene, held: &Held, fault: Fault, point: &str) -> Result<()> {
+    let moving = &held.moving;
     match fault {
+        Fault::Cancel => {
+            scene.cluster.api.cancel_migration(moving.migration).await?;
+        }
         Fault::Kill(Party::Coordinator) => scene.cluster.restart_coordinator().await?,
         Fault::Kill(Party::SourceDaemon) => {
-            restart(scene, held.from, held, point.starts_with("source")).await?;
+            restart(scene, moving.from, held, point.starts_with("source")).await?;
         }
         Fault::Kill(Party::TargetDaemon) => {
-            restart(scene, held.to, held, point.starts_with("target")).await?;
+            restart(scene, moving.to, held, point.starts_with("target")).await?;
         }
-        Fault::Kill(party) => kill_qemu(scene, held, party).await?,
+        Fault::Kill(party) => kill_qemu(scene, moving, party).await?,
         Fault::Freeze(party) => {
-            freeze(scene, held, party, true)?;
+            freeze(scene, moving, party, true)?;
             tokio::time::sleep(NOTICED).await;
-            freeze(scene, held, party, false)?;
+            freeze(scene, moving, party, false)?;
         }
-        Fault::CutPath | Fault::CutOff => {
-            let everybody = fault == Fault::CutOff;
-            scene.cluster.nodes[held.to].cut(everybody)?;
-            scene.cluster.nodes[held.from].cut(false)?;
-            tokio::time::sleep(NOTICED).await;
-            for node in &scene.cluster.nodes {
-                node.restore();
-            }
-        }
+        Fault::CutPath | Fault::CutOff => cut(scene, moving, fault == Fault::CutOff).await?,
+    }
+    Ok(())
+}
+
+async fn cut(scene: &Scene, moving: &Moving, everybody: bool) -> Result<()> {
+    scene.cluster.nodes[moving.to].cut(everybody)?;
+    scene.cluster.nodes[moving.from].cut(false)?;
+    tokio::time::sleep(NOTICED).await;
+    for node in &scene.cluster.nodes {
+        node.restore();
     }
     Ok(())
 }
@@ -241,15 +283,15 @@ async fn restart(scene: &mut Scene, index: usize, held: &Held, waits: bool) -> R
     scene.cluster.nodes[index].restart().await
 }
 
-fn freeze(scene: &Scene, held: &Held, party: Party, stop: bool) -> Result<()> {
+fn freeze(scene: &Scene, moving: &Moving, party: Party, stop: bool) -> Result<()> {
     let cluster = &scene.cluster;
     let daemon = match party {
-        Party::SourceDaemon => &cluster.nodes[held.from].daemon,
-        Party::TargetDaemon => &cluster.nodes[held.to].daemon,
+        Party::SourceDaemon => &cluster.nodes[moving.from].daemon,
+        Party::TargetDaemon => &cluster.nodes[moving.to].daemon,
         Party::Coordinator => &cluster.coordinator,
         Party::SourceQemu | Party::TargetQemu => {
             let which = if stop { Signal::STOP } else { Signal::CONT };
-            return signal(scene, held, party, which).map(|_| ());
+            return signal(scene, moving, party, which).map(|_| ());
         }
     };
     if stop { daemon.freeze() } else { daemon.thaw() }
@@ -257,21 +299,21 @@ fn freeze(scene: &Scene, held: &Held, party: Party, stop: bool) -> Result<()> {
 
 /// Returns when its daemon has seen it: a `cont` that is under way when QEMU
 /// dies may have run the CPUs, and then the guest is not given back.
-async fn kill_qemu(scene: &Scene, held: &Held, party: Party) -> Result<()> {
-    let pid = signal(scene, held, party, Signal::KILL)?;
+async fn kill_qemu(scene: &Scene, moving: &Moving, party: Party) -> Result<()> {
+    let pid = signal(scene, moving, party, Signal::KILL)?;
     let process = PathBuf::from(format!("/proc/{pid}"));
     let reaped = async || Ok((!process.exists()).then_some(()));
     wait::until("the end of the killed QEMU", SETTLE, reaped).await
 }
 
-fn signal(scene: &Scene, held: &Held, party: Party, signal: Signal) -> Result<u32> {
+fn signal(scene: &Scene, moving: &Moving, party: Party, signal: Signal) -> Result<u32> {
     let index = match party {
-        Party::SourceQemu => held.from,
-        _ => held.to,
+        Party::SourceQemu => moving.from,
+        _ => moving.to,
     };
     let cluster = &scene.cluster;
     let run = format!("{}/", cluster.nodes[index].run.display());
-    let mut qemus = cluster.qemus_of(scene.id(held.name)?).into_iter();
+    let mut qemus = cluster.qemus_of(scene.id(moving.name)?).into_iter();
     let qemu = qemus.find(|qemu| qemu.mentions(&run));
     let pid = qemu.context("the QEMU to meet")?.pid;
     cluster.signal_qemu(pid, signal)?;
@@ -279,26 +321,31 @@ fn signal(scene: &Scene, held: &Held, party: Party, signal: Signal) -> Result<u3
 }
 
 /// Waits for the end, and checks that it is the right one.
-async fn settle(scene: &mut Scene, held: &Held, end: End) -> Result<()> {
+async fn settle(scene: &mut Scene, moving: &Moving, end: End) -> Result<()> {
     let cluster = &scene.cluster;
-    for index in [held.from, held.to] {
+    for index in [moving.from, moving.to] {
         cluster.wait_health(index, NodeHealth::Up).await?;
     }
-    cluster.api.ended(held.task.id, MOVE).await?;
+    cluster.api.ended(moving.task.id, MOVE).await?;
     match end {
-        End::Stays => scene.runs_on(held.name, held.from).await,
+        End::Stays => scene.runs_on(moving.name, moving.from).await,
         End::Moves => {
-            scene.goes_to(held.name, held.to).await?;
-            scene.runs_on(held.name, held.to).await
+            scene.goes_to(moving.name, moving.to).await?;
+            scene.runs_on(moving.name, moving.to).await
         }
-        End::CrashesOnSource => crashed(scene, held, held.from).await,
-        End::CrashesOnTarget => crashed(scene, held, held.to).await,
+        End::CrashesOnSource => crashed(scene, moving, moving.from).await,
+        End::CrashesOnTarget => crashed(scene, moving, moving.to).await,
     }
 }
 
 /// It is shown as crashed there, and starts again.
-async fn crashed(scene: &mut Scene, held: &Held, index: usize) -> Result<()> {
-    let name = held.name;
+async fn crashed(scene: &mut Scene, moving: &Moving, index: usize) -> Result<()> {
+    let start = start_after_crash(scene, moving, index).await?;
+    comes_back(scene, moving, index, &start).await
+}
+
+async fn start_after_crash(scene: &mut Scene, moving: &Moving, index: usize) -> Result<TaskView> {
+    let name = moving.name;
     let api = scene.cluster.api.clone();
     let node = Some(scene.cluster.name(index));
     wait::until("the crash", SETTLE, || async {
@@ -318,29 +365,38 @@ async fn crashed(scene: &mut Scene, held: &Held, index: usize) -> Result<()> {
     scene.begin_anew(name)?;
     // Refused for as long as the coordinator has heard of the other QEMU only.
     let start = async || Ok(Some(api.command(name, LifecycleCommand::Start).await?));
-    let task = wait::until("the start after the crash", SETTLE, start).await?;
-    api.succeed(task.id, BOOT).await?;
+    wait::until("the start after the crash", SETTLE, start).await
+}
+
+async fn comes_back(
+    scene: &mut Scene,
+    moving: &Moving,
+    index: usize,
+    start: &TaskView,
+) -> Result<()> {
+    let name = moving.name;
+    scene.cluster.api.succeed(start.id, BOOT).await?;
     scene.visit(name).await?;
     scene.counts_past(name, 0, BOOT).await?;
     scene.runs_on(name, index).await
 }
 
 /// Nothing is left on the other node; node and coordinator agree.
-async fn clean(scene: &Scene, held: &Held, end: End) -> Result<()> {
+async fn clean(scene: &Scene, moving: &Moving, end: End) -> Result<()> {
     let (here, there) = match end {
-        End::Stays | End::CrashesOnSource => (held.from, held.to),
-        End::Moves | End::CrashesOnTarget => (held.to, held.from),
+        End::Stays | End::CrashesOnSource => (moving.from, moving.to),
+        End::Moves | End::CrashesOnTarget => (moving.to, moving.from),
     };
     let cluster = &scene.cluster;
-    let id = scene.id(held.name)?;
+    let id = scene.id(moving.name)?;
     cluster.nothing_left(id, there, SETTLE).await?;
-    let phase = cluster.api.migration(held.migration).await?.phase;
+    let phase = cluster.api.migration(moving.migration).await?.phase;
     if !phase.is_final() {
         bail!("the migration is still {phase}");
     }
     let record = cluster.nodes[here].domain_dir(id).join("record.json");
     wait::until("the node's and the coordinator's word", SETTLE, || async {
-        let shown = cluster.api.vm(held.name).await?.epoch;
+        let shown = cluster.api.vm(moving.name).await?.epoch;
         let text = std::fs::read_to_string(&record)?;
         let record: serde_json::Value = serde_json::from_str(&text)?;
         let (state, handoff) = (&record["state"], &record["handoff"]);
@@ -354,5 +410,5 @@ async fn clean(scene: &Scene, held: &Held, end: End) -> Result<()> {
         bail!("epoch {shown} by the coordinator, by the node {state} in {handoff}")
     })
     .await?;
-    scene.pages_intact(held.name).await
+    scene.pages_intact(moving.name).await
 }

@@ -54,6 +54,11 @@ impl Points {
 }
 
 impl Armed {
+    /// The point's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Waits until a daemon is there.
     ///
     /// # Errors

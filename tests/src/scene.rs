@@ -164,9 +164,21 @@ impl Scene {
     /// # Errors
     /// With what is wrong.
     pub async fn counts_on(&mut self, name: &str) -> Result<()> {
-        let now = self.count(name)?.last;
-        self.counts_past(name, now + 3, SETTLE).await?;
-        self.count(name)?.check().with_context(|| name.to_owned())
+        self.all_count_on(&[name]).await
+    }
+
+    /// They count meanwhile: it takes no longer for many than for one.
+    async fn all_count_on(&mut self, names: &[&str]) -> Result<()> {
+        let mut now = Vec::new();
+        for name in names {
+            now.push(self.count(name)?.last);
+        }
+        for (name, now) in names.iter().zip(now) {
+            self.counts_past(name, now + 3, SETTLE).await?;
+            let count = self.count(name)?;
+            count.check().with_context(|| (*name).to_owned())?;
+        }
+        Ok(())
     }
 
     /// Waits until the guest has filled its memory.
@@ -272,15 +284,29 @@ impl Scene {
     /// # Errors
     /// With what is wrong.
     pub async fn runs_on(&mut self, name: &str, node: usize) -> Result<()> {
-        let id = self.id(name)?;
-        let view = self.goes_on(name, node).await?;
-        let cluster = &self.cluster;
-        let pid = wait::until("its one QEMU", SETTLE, || async {
-            Ok(Some(cluster.runs_once_on(id, node)?))
-        })
-        .await?;
-        if view.pid != Some(pid) {
-            bail!("{name} has QEMU {pid}, and is reported with {:?}", view.pid);
+        self.all_run_on(&[(name, node)]).await
+    }
+
+    /// Checks that each of these guests runs on its node, once, and counts on.
+    ///
+    /// # Errors
+    /// With what is wrong.
+    pub async fn all_run_on(&mut self, guests: &[(&str, usize)]) -> Result<()> {
+        let (mut names, mut pids) = (Vec::new(), Vec::new());
+        for (name, node) in guests {
+            names.push(*name);
+            pids.push(self.stands(name, *node).await?.pid);
+        }
+        self.all_count_on(&names).await?;
+        for ((name, node), shown) in guests.iter().zip(pids) {
+            let (id, cluster) = (self.id(name)?, &self.cluster);
+            let pid = wait::until("its one QEMU", SETTLE, || async {
+                Ok(Some(cluster.runs_once_on(id, *node)?))
+            })
+            .await?;
+            if shown != Some(pid) {
+                bail!("{name} has QEMU {pid}, and is reported with {shown:?}");
+            }
         }
         Ok(())
     }
@@ -291,9 +317,16 @@ impl Scene {
     /// # Errors
     /// With what is wrong.
     pub async fn goes_on(&mut self, name: &str, node: usize) -> Result<VmView> {
+        let view = self.stands(name, node).await?;
+        self.counts_on(name).await?;
+        Ok(view)
+    }
+
+    /// Waits until the guest is shown as running there, in no migration.
+    async fn stands(&self, name: &str, node: usize) -> Result<VmView> {
         let what = format!("{name} running on node-{}", node + 1);
         let cluster = &self.cluster;
-        let view = wait::until(&what, SETTLE, || async {
+        wait::until(&what, SETTLE, || async {
             let view = cluster.api.vm(name).await?;
             let there = view.node.as_ref() == Some(&cluster.nodes[node].name);
             if there && view.state == DomainState::Running && view.migration.is_none() {
@@ -302,9 +335,7 @@ impl Scene {
             let (at, migration) = (&view.node, &view.migration);
             bail!("it is {} on {at:?}, in {migration:?}", view.state)
         })
-        .await?;
-        self.counts_on(name).await?;
-        Ok(view)
+        .await
     }
 }
 
