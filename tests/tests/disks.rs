@@ -42,6 +42,16 @@ const fn disk(name: &'static str, format: &'static str) -> Disk {
     }
 }
 
+/// One whose bytes are where the guest reads them.
+fn seed(name: &'static str, format: &'static str) -> Disk {
+    Disk {
+        cargo: 32 * MIB,
+        cargo_at: 0,
+        read_only: true,
+        ..disk(name, format)
+    }
+}
+
 const RAW: Disk = disk("a.raw", "raw");
 const QCOW2: Disk = disk("b.qcow2", "qcow2");
 
@@ -168,9 +178,7 @@ async fn only_the_top_of_a_disk_is_copied_onto_its_backing_image() {
     let base = scene.cluster.nodes[0].disks().unwrap().join("base.raw");
     let cargo = scene.cluster.root().join("cargo");
     let below = disk("base.raw", "raw");
-    below
-        .make(&base.parent().unwrap().to_owned(), &cargo)
-        .unwrap();
+    below.make(base.parent().unwrap(), &cargo).unwrap();
     std::fs::copy(
         &base,
         scene.cluster.nodes[1].disks().unwrap().join("base.raw"),
@@ -194,6 +202,26 @@ async fn only_the_top_of_a_disk_is_copied_onto_its_backing_image() {
     assert_eq!(files(&scene.cluster, 1), ["base.raw"]);
     let image = scene.cluster.nodes[0].disks().unwrap().join(&*QCOW2.name);
     QCOW2.intact(&image, &cargo.join("base.raw")).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn disks_that_are_only_read_come_along() {
+    let disks = [RAW, seed("c.raw", "raw"), seed("d.qcow2", "qcow2")];
+    let mut scene = scene(&disks, false).await;
+    // Cancelled, they are where they were, and nowhere else.
+    let migration = meet(&scene, MigrationPhase::Disks).await;
+    scene.cluster.api.cancel_migration(migration).await.unwrap();
+    ends_here(&mut scene, migration, &disks, "cancelled").await;
+    for (to, how) in [(1, DiskCopy::Full), (0, DiskCopy::Synchronous)] {
+        moves(&mut scene, to, copied(how)).await;
+        assert_eq!(files(&scene.cluster, to), names(&disks));
+        assert_eq!(files(&scene.cluster, 1 - to), Vec::<String>::new());
+        for disk in &disks {
+            let image = scene.cluster.nodes[to].disks().unwrap().join(&*disk.name);
+            let cargo = scene.cluster.root().join("cargo").join(&*disk.name);
+            disk.intact(&image, &cargo).unwrap();
+        }
+    }
 }
 
 /// Begins a move that is slow enough, and waits for a phase of it.

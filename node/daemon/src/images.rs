@@ -7,6 +7,7 @@
 //! this migration, and may be removed with it. `qemu-img create` makes the image
 //! (formats are QEMU's business).
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,12 +24,21 @@ pub struct NewImage {
     pub path: String,
     /// Its format.
     pub format: DiskFormat,
+    /// Whether the guest's QEMU opens it to read only.
+    pub read_only: bool,
     /// What the guest sees of it.
     pub size: Bytes,
     /// What it takes on the source: room that has to be there.
     pub allocated: Bytes,
     /// The image below it, and its format.
     pub backing: Option<(String, DiskFormat)>,
+}
+
+impl NewImage {
+    /// QEMU's driver for it.
+    pub const fn driver(&self) -> &'static str {
+        format_name(self.format)
+    }
 }
 
 const fn format_name(format: DiskFormat) -> &'static str {
@@ -111,10 +121,15 @@ pub fn remove_arrived(images: &[String], migration: MigrationId) {
     }
 }
 
-/// The guest has left with its disks: its images here go. Blocks.
-pub fn remove_left(images: &[String]) {
+/// The guest has left with its disks: its images here go, but for those that
+/// another guest has too, as two may read the same one. Blocks.
+pub fn remove_left(images: &[String], of_others: &BTreeSet<String>) {
     for path in images {
-        remove(Path::new(path));
+        if of_others.contains(path) {
+            tracing::info!(path, "a disk image stays: it is another VM's as well");
+        } else {
+            remove(Path::new(path));
+        }
     }
 }
 
@@ -203,6 +218,7 @@ mod tests {
             index: 0,
             path: path.display().to_string(),
             format: DiskFormat::Raw,
+            read_only: false,
             size: Bytes(1 << 20),
             allocated: Bytes(0),
             backing: None,
@@ -238,6 +254,18 @@ mod tests {
         let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
         assert_eq!(left.len(), 1, "{left:?}");
         assert!(path.exists());
+    }
+
+    #[test]
+    fn what_another_guest_reads_stays_when_one_leaves() {
+        let dir = tempfile::tempdir().unwrap();
+        let [own, common] = ["own.raw", "common.raw"].map(|name| dir.path().join(name));
+        for path in [&own, &common] {
+            std::fs::write(path, "bytes").unwrap();
+        }
+        let images = [&own, &common].map(|path| path.display().to_string());
+        remove_left(&images, &[images[1].clone()].into());
+        assert!(!own.exists() && common.exists());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! renamed over the old one, without waiting for the disk; [`Journal::sync`]
 //! does that where a record has to outlive the host too.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -84,6 +85,19 @@ pub enum ReadError {
     /// It is not a record of this release.
     #[error("the record is damaged or of a later release: {0}")]
     Damaged(String),
+}
+
+/// The disks that the records of a node's other domains name. A record that
+/// cannot be read names none. Blocks.
+pub fn disks_of_others(domains: &Path, vm: VmId) -> BTreeSet<String> {
+    let folders = std::fs::read_dir(domains).into_iter().flatten().flatten();
+    let others = folders.filter_map(|folder| {
+        let other = folder.file_name().to_str()?.parse().ok()?;
+        let record = (other != vm).then(|| Journal::new(&folder.path()).read(other));
+        record?.ok()
+    });
+    let disks = others.flat_map(|record| record.spec.disks);
+    disks.map(|disk| disk.path).collect()
 }
 
 /// The record file of one domain.
@@ -212,6 +226,25 @@ mod tests {
         later.layout = 2;
         journal.write(&later).unwrap();
         assert!(matches!(journal.read(vm), Err(ReadError::Damaged(_))));
+    }
+
+    #[test]
+    fn the_disks_of_others_are_those_of_all_other_records() {
+        let dir = tempfile::tempdir().unwrap();
+        let [one, two, damaged] = [1, 2, 3].map(VmId::from_u128);
+        for vm in [one, two, damaged] {
+            let folder = dir.path().join(vm.to_string());
+            std::fs::create_dir(&folder).unwrap();
+            let mut record = record(vm);
+            record.spec.disks[0].path = format!("/{vm}");
+            Journal::new(&folder).write(&record).unwrap();
+        }
+        let file = dir.path().join(damaged.to_string()).join("record.json");
+        std::fs::write(file, "{").unwrap();
+        std::fs::write(dir.path().join("stray"), "").unwrap();
+        let found = disks_of_others(dir.path(), one);
+        assert_eq!(found, [format!("/{two}")].into());
+        assert_eq!(disks_of_others(&dir.path().join("gone"), one), [].into());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Performing the state machine's effects.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use super::messages::{DomainSignal, IncomingRequest};
 use super::{DomainActor, Waiter};
 use crate::fault;
 use crate::images;
-use crate::journal::RunRecord;
+use crate::journal::{RunRecord, disks_of_others};
 use crate::numa;
 use crate::qemu::process::Launch;
 use crate::qemu::rescue::Begun;
@@ -364,9 +365,10 @@ impl DomainActor {
         let supervisor = self.supervisor.upgrade();
         let handoff = self.record.handoff.clone();
         let point = removal_point(request, handoff.as_ref());
+        let domains = self.node.paths.domains();
         let remove = move || {
             // Its record is what knows of them: it goes last.
-            remove_images(request, handoff);
+            remove_images(request, handoff, || disks_of_others(&domains, vm));
             place.remove_all();
         };
         let removed = async move {
@@ -399,13 +401,17 @@ fn removal_point(request: Request, handoff: Option<&HandoffRecord>) -> Option<&'
 }
 
 /// Images of a guest that did not arrive, or has left with its disks. Blocks.
-fn remove_images(request: Request, handoff: Option<HandoffRecord>) {
+fn remove_images(
+    request: Request,
+    handoff: Option<HandoffRecord>,
+    of_others: impl FnOnce() -> BTreeSet<String>,
+) {
     match (request, handoff) {
         (Request::Discard, Some(HandoffRecord::Incoming(record))) => {
             images::remove_arrived(&record.images, record.migration);
         }
-        (Request::Retire, Some(HandoffRecord::Outgoing(record))) => {
-            images::remove_left(&record.images);
+        (Request::Retire, Some(HandoffRecord::Outgoing(record))) if !record.images.is_empty() => {
+            images::remove_left(&record.images, &of_others());
         }
         _ => {}
     }

@@ -93,16 +93,20 @@ async fn serve(
 pub(super) struct Exports {
     domain: Addr<DomainActor>,
     socket: PathBuf,
+    /// Disks that QEMU serves from nodes made for that only.
+    lent: Vec<u16>,
     /// Disks that are still being written.
     left: AtomicUsize,
 }
 
 impl Exports {
-    pub(super) fn new(domain: Addr<DomainActor>, socket: PathBuf, disks: usize) -> Arc<Self> {
+    fn new(domain: Addr<DomainActor>, socket: PathBuf, images: &[NewImage]) -> Arc<Self> {
+        let lent = images.iter().filter(|image| image.read_only);
         Arc::new(Self {
             domain,
             socket,
-            left: AtomicUsize::new(disks),
+            lent: lent.map(|image| image.index).collect(),
+            left: AtomicUsize::new(images.len()),
         })
     }
 
@@ -124,7 +128,7 @@ impl Exports {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1));
         if others == Ok(1) {
             fault::reach("target.before_end_exports").await;
-            mirror::end_exports(&self.domain).await?;
+            mirror::end_exports(&self.domain, &self.lent).await?;
             fault::reach("target.after_end_exports").await;
         }
         Ok(sender.finish()?)
@@ -151,10 +155,11 @@ pub(super) fn new_images(spec: &VmSpec, plans: &[DiskPlan]) -> Vec<NewImage> {
         let disk = spec.disks.get(usize::from(plan.index))?;
         let backed = plan.backing.as_ref();
         let sound = backed.is_none_or(|(path, _)| path.starts_with('/'));
-        (!disk.shared && !disk.read_only && sound).then(|| NewImage {
+        (!disk.shared && sound).then(|| NewImage {
             index: plan.index,
             path: disk.path.clone(),
             format: disk.format,
+            read_only: disk.read_only,
             size: plan.size,
             allocated: plan.allocated,
             backing: plan.backing.clone(),
@@ -171,16 +176,16 @@ pub(super) fn image_paths(images: &[NewImage]) -> Vec<String> {
 pub(super) async fn export(
     context: &MigrationContext,
     domain: &Addr<DomainActor>,
-    indices: &[u16],
+    images: &[NewImage],
     main: &Path,
 ) -> Result<Option<Arc<Exports>>, Problem> {
-    if indices.is_empty() {
+    if images.is_empty() {
         return Ok(None);
     }
     let socket = socket(context, main, None);
-    let exports = Exports::new(domain.clone(), socket.clone(), indices.len());
+    let exports = Exports::new(domain.clone(), socket.clone(), images);
     fault::reach("target.before_export").await;
-    mirror::export(domain, indices, &socket).await?;
+    mirror::export(domain, images, &socket).await?;
     fault::reach("target.after_export").await;
     Ok(Some(exports))
 }

@@ -326,7 +326,7 @@ impl Incoming {
         let connection = link.connection.clone();
         let record = HandoffRecord::Incoming(self.record.clone());
         let inputs = self.inputs.clone();
-        let disks: Vec<u16> = request.images.iter().map(|image| image.index).collect();
+        let images = request.images.clone();
         actix::spawn(async move {
             fault::reach("target.before_start").await;
             let started = context.supervisor.send(StartIncoming(request)).await;
@@ -346,7 +346,7 @@ impl Incoming {
             .await;
             let ready = async {
                 record_handoff(&domain, record.migration(), Some(record), true).await?;
-                let exports = disks::export(&context, &domain, &disks, &socket).await?;
+                let exports = disks::export(&context, &domain, &images, &socket).await?;
                 qemu::start_incoming(&domain, &policy, &socket).await?;
                 Ok(exports)
             };

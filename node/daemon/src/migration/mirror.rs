@@ -3,7 +3,9 @@
 //!
 //! Source of the names: QEMU's `qapi/block-core.json`, `qapi/block-export.json`.
 //! A mirror's job and its NBD node are both called `mirror` and the disk's index,
-//! the export is called as the disk's node.
+//! the export is called as the disk's node. A disk that the guest only reads is
+//! copied as the others are; at the target it is written through a second node of
+//! its image, called `lent` and the index, for as long as the export lives.
 
 use std::path::Path;
 use std::time::Duration;
@@ -16,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::qemu::execute;
 use crate::domain::DomainActor;
+use crate::images::NewImage;
 
 /// How long the end of a job, or of a node that a job has just left, may take.
 const ENDING: Duration = Duration::from_secs(10);
@@ -29,6 +32,10 @@ fn disk(index: u16) -> String {
 
 fn mirror(index: u16) -> String {
     format!("{PREFIX}{index}")
+}
+
+fn lent(index: u16) -> String {
+    format!("lent{index}")
 }
 
 /// The disk that a job's event is about.
@@ -47,7 +54,7 @@ pub(super) async fn survey(
 ) -> Result<Vec<DiskPlan>, Problem> {
     let own = (0_u16..).zip(&spec.disks);
     let own: Vec<u16> = own
-        .filter(|(_, disk)| !disk.shared && !disk.read_only)
+        .filter(|(_, disk)| !disk.shared)
         .map(|(index, _)| index)
         .collect();
     if own.is_empty() {
@@ -103,24 +110,49 @@ fn no_backing(index: u16) -> Problem {
 /// Exports the disks of a QEMU that waits for its migration, at `socket`.
 pub(super) async fn export(
     domain: &Addr<DomainActor>,
-    disks: &[u16],
+    images: &[NewImage],
     socket: &Path,
 ) -> Result<(), Problem> {
     let address = json!({ "type": "unix", "data": { "path": socket } });
     execute(domain, "nbd-server-start", json!({ "addr": address })).await?;
-    for index in disks {
-        let name = disk(*index);
+    for image in images {
+        let name = disk(image.index);
+        let node = if image.read_only {
+            execute(domain, "blockdev-add", writable(image)).await?;
+            lent(image.index)
+        } else {
+            name.clone()
+        };
         let export = json!({
-            "type": "nbd", "id": name, "node-name": name, "name": name, "writable": true,
+            "type": "nbd", "id": name, "node-name": node, "name": name, "writable": true,
         });
         execute(domain, "block-export-add", export).await?;
     }
     Ok(())
 }
 
+/// A second node of an image, to write through: the guest's own has it open to
+/// read only. QEMU looks at that one anew once the guest's memory has arrived, as
+/// at every disk, and by then this one is gone.
+fn writable(image: &NewImage) -> Value {
+    json!({
+        "driver": image.driver(),
+        "node-name": lent(image.index),
+        "discard": "unmap",
+        "file": { "driver": "file", "filename": image.path, "discard": "unmap" },
+    })
+}
+
 /// Ends the exports; when this resolves nobody writes to the images any more.
-pub(super) async fn end_exports(domain: &Addr<DomainActor>) -> Result<(), Problem> {
+/// Those of `read_only` disks had nodes of their own.
+pub(super) async fn end_exports(
+    domain: &Addr<DomainActor>,
+    read_only: &[u16],
+) -> Result<(), Problem> {
     execute(domain, "nbd-server-stop", Value::Null).await?;
+    for index in read_only {
+        delete_node(domain, &lent(*index)).await?;
+    }
     Ok(())
 }
 
@@ -296,6 +328,23 @@ mod tests {
         let refused = plan(&nodes(), 0, DiskCopy::Top).unwrap_err();
         assert_eq!(refused.field.as_deref(), Some("disks[0]"));
         assert!(plan(&json!(null), 0, DiskCopy::Full).is_err());
+    }
+
+    #[test]
+    fn a_read_only_disk_is_written_through_a_node_of_its_own() {
+        let node = writable(&NewImage {
+            index: 3,
+            path: "/images/seed.raw".to_owned(),
+            format: DiskFormat::Raw,
+            read_only: true,
+            size: Bytes(1),
+            allocated: Bytes(1),
+            backing: None,
+        });
+        assert_eq!(node["node-name"], "lent3");
+        assert_eq!(node["driver"], "raw");
+        assert_eq!(node["file"]["filename"], "/images/seed.raw");
+        assert_eq!(node.get("read-only"), None);
     }
 
     #[test]
