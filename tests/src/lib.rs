@@ -13,6 +13,7 @@
 //!   every fault happen there.
 //! * [`relay`] stands between nodes and loses, delays or swallows datagrams.
 //! * [`scene`] is what most cases begin with: a cluster with guests that count.
+//! * [`swarm`] is thousands of simulated nodes with real sessions, without a guest.
 //!
 //! Invariants:
 //! * nothing here sleeps for a state to come about: it waits for an event, or
@@ -33,4 +34,5 @@ pub mod netns;
 pub mod points;
 pub mod relay;
 pub mod scene;
+pub mod swarm;
 pub mod wait;

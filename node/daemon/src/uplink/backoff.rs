@@ -26,25 +26,26 @@ impl Default for Pace {
 
 /// Counts the attempts in vain.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub struct Backoff {
     pace: Pace,
     failures: u32,
 }
 
 impl Backoff {
-    pub(super) const fn new(pace: Pace) -> Self {
+    /// Nothing was tried yet.
+    pub const fn new(pace: Pace) -> Self {
         Self { pace, failures: 0 }
     }
 
     /// A session stood: the next wait is short again.
-    pub(super) const fn reset(&mut self) {
+    pub const fn reset(&mut self) {
         self.failures = 0;
     }
 
     /// The wait after a failure. `chance`, 0 to 1, spreads the nodes of a
     /// cluster over the second half of the wait, so that they do not all come
     /// back to a new coordinator in the same moment.
-    pub(super) fn after_failure(&mut self, chance: f64) -> Duration {
+    pub fn after_failure(&mut self, chance: f64) -> Duration {
         let doubled = self
             .pace
             .first
@@ -54,7 +55,7 @@ impl Backoff {
     }
 
     /// The wait after a refusal.
-    pub(super) fn after_refusal(&self, chance: f64) -> Duration {
+    pub fn after_refusal(&self, chance: f64) -> Duration {
         spread(self.pace.refused, chance)
     }
 }
@@ -64,7 +65,7 @@ fn spread(wait: Duration, chance: f64) -> Duration {
 }
 
 /// A number from 0 to 1; good enough for spreading waits.
-pub(super) fn chance() -> f64 {
+pub fn chance() -> f64 {
     // The standard library seeds every hasher's keys from the system.
     let bits = std::hash::RandomState::new().build_hasher().finish();
     (bits >> 11) as f64 / (1_u64 << 53) as f64

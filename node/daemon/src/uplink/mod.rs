@@ -45,7 +45,7 @@ use crate::bus::NodeBus;
 use crate::config::HostPort;
 use crate::identity::IdentityStore;
 
-pub use backoff::Pace;
+pub use backoff::{Backoff, Pace, chance};
 pub use handle::{AskVerdict, UplinkHandle};
 pub use services::Services;
 
