@@ -237,7 +237,10 @@ fn coordinator_messages() -> Vec<CoordinatorMessage> {
             members: vec![member()],
         },
         CoordinatorMessage::Refused(problem()),
-        CoordinatorMessage::Members(vec![member(), member()]),
+        CoordinatorMessage::MembersChanged {
+            set: vec![member(), member()],
+            gone: vec![member().node],
+        },
         CoordinatorMessage::Request {
             request: 70_000,
             body: NodeRequest::CancelMigration {
@@ -258,7 +261,7 @@ fn coordinator_message_kind(message: &CoordinatorMessage) -> &'static str {
     match message {
         CoordinatorMessage::Welcome { .. } => "Welcome",
         CoordinatorMessage::Refused(_) => "Refused",
-        CoordinatorMessage::Members(_) => "Members",
+        CoordinatorMessage::MembersChanged { .. } => "MembersChanged",
         CoordinatorMessage::Request { .. } => "Request",
         CoordinatorMessage::Verdict { .. } => "Verdict",
         CoordinatorMessage::Certificate { .. } => "Certificate",

@@ -95,4 +95,6 @@ pub enum Timer {
     Task(TaskId),
     /// Another look at a second runner of a VM that did not stop.
     Leftover(VmId),
+    /// News of the members that waited for more of their kind.
+    Members,
 }

@@ -85,8 +85,14 @@ pub enum CoordinatorMessage {
     },
     /// The session is refused; the connection is closed after this.
     Refused(Problem),
-    /// The members changed.
-    Members(Vec<Member>),
+    /// Some members changed. Only those: a whole list for every change would
+    /// cost the square of the nodes.
+    MembersChanged {
+        /// Those that joined or are elsewhere now.
+        set: Vec<Member>,
+        /// Those that were removed.
+        gone: Vec<NodeId>,
+    },
     /// Do something and reply.
     Request {
         /// Unique in the session, growing.

@@ -48,26 +48,28 @@ fn a_seed_is_the_same_run_every_time() {
     }
 }
 
-fn is_found(mutant: Mutant, breaks: &str) {
-    let found = (0..1_000).find_map(|seed| run(seed, Some(mutant)).breach.map(|b| (seed, b)));
+/// Looked for in other seeds than those that keep the rules without it.
+fn is_found(mutant: Mutant, breaks: &[&str]) {
+    let found = (1_000..6_000).find_map(|seed| run(seed, Some(mutant)).breach.map(|b| (seed, b)));
     let Some((seed, breach)) = found else {
         panic!("{mutant:?} is not found");
     };
     println!("{mutant:?}: seed {seed}, {breach}");
-    assert!(breach.contains(breaks), "{breach}");
+    assert!(breaks.iter().any(|rule| breach.contains(rule)), "{breach}");
 }
 
+/// One seed in a thousand has a source in doubt for long enough.
 #[test]
 fn a_resume_on_timeout() {
-    is_found(Mutant::ResumeOnTimeout, "a past moment");
+    is_found(Mutant::ResumeOnTimeout, &["a past moment", "runs on node"]);
 }
 
 #[test]
 fn an_answer_before_the_commit() {
-    is_found(Mutant::AnswerBeforeCommit, "is lost");
+    is_found(Mutant::AnswerBeforeCommit, &["is lost"]);
 }
 
 #[test]
 fn a_node_that_gives_away_more_than_it_has() {
-    is_found(Mutant::NoLedger, "are taken");
+    is_found(Mutant::NoLedger, &["are taken"]);
 }

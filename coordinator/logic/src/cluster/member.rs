@@ -1,7 +1,7 @@
 //! Who belongs to the cluster: tokens, joining, cordons, removal.
 
 use godwit_shared::model::{Millis, NodeId, Problem, UnixMillis, codes};
-use godwit_shared::wire::uplink::{CoordinatorMessage, Member};
+use godwit_shared::wire::uplink::Member;
 
 use super::Cluster;
 use super::state::NodeState;
@@ -119,7 +119,7 @@ impl Cluster {
             About::node(node),
             format!("{node} joined"),
         );
-        self.tell_members(turn, None);
+        self.member_changed(turn, node);
         Ok(Output::Joined { incarnation })
     }
 
@@ -205,7 +205,7 @@ impl Cluster {
             About::node(node),
             format!("{node} was removed from the cluster"),
         );
-        self.tell_members(turn, None);
+        self.member_gone(turn, node);
         Ok(Output::Done)
     }
 
@@ -261,21 +261,6 @@ impl Cluster {
         } else {
             LOST_NODE.to_owned()
         }))
-    }
-
-    /// The members, as nodes need to know them.
-    pub(super) fn members(&self) -> Vec<Member> {
-        let members = self.records.nodes.values().filter(|node| !node.revoked);
-        members.map(NodeRecord::member).collect()
-    }
-
-    /// Tells every connected node who the members are, but for one that is
-    /// told anyway.
-    pub(super) fn tell_members(&self, turn: &mut Turn, but: Option<&NodeId>) {
-        let members = self.members();
-        for node in self.observed.nodes.keys().filter(|node| Some(*node) != but) {
-            self.tell(turn, node, CoordinatorMessage::Members(members.clone()));
-        }
     }
 }
 

@@ -153,6 +153,7 @@ impl Cluster {
             found,
         };
         let deadline = self.settings.limits.request;
+        self.tell_members(turn);
         self.ask(turn, &plan.source, purpose, body, deadline);
         Ok(())
     }

@@ -64,6 +64,7 @@ mod queue;
 mod recall;
 mod reply;
 mod room;
+mod roster;
 mod runners;
 mod session;
 mod state;
@@ -256,6 +257,10 @@ impl Cluster {
             } => self.on_read_log(turn, ticket, vm, kind, lines),
             Input::Timer(Timer::Leftover(vm)) => {
                 self.settle(turn, vm);
+                Ok(Output::Done)
+            }
+            Input::Timer(Timer::Members) => {
+                self.tell_members(turn);
                 Ok(Output::Done)
             }
             Input::Timer(Timer::Task(task)) => {

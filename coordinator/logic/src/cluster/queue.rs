@@ -275,6 +275,7 @@ impl Cluster {
             Ok(body) => body,
             Err(problem) => return self.fail_queued(turn, id, problem),
         };
+        self.tell_members(turn);
         let deadline = self.settings.limits.migrate;
         let purpose = Purpose::Migrate(id);
         let asked = self.ask(turn, &record.source, purpose, body, deadline);

@@ -39,7 +39,7 @@ impl Cluster {
             },
         );
         if moved {
-            self.tell_members(turn, Some(node));
+            self.member_changed(turn, node);
         }
         for report in &hello.domains {
             self.note_stray(turn, node, report);
@@ -216,7 +216,7 @@ impl Cluster {
     ) -> Result<(), Problem> {
         let facts = facts.read("list of its facts")?;
         if self.set_facts(turn, node, facts) {
-            self.tell_members(turn, None);
+            self.member_changed(turn, node);
         }
         Ok(())
     }

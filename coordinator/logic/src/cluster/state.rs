@@ -47,6 +47,8 @@ pub(super) struct Observed {
     /// Migrations that wait for a place, and why; the reason is empty until it
     /// was looked for.
     pub(super) waiting: BTreeMap<MigrationId, String>,
+    /// Members that the nodes have not been told of.
+    pub(super) roster: BTreeSet<NodeId>,
     /// When the last step was.
     pub(super) now: UnixMillis,
     /// Requests without a reply.

@@ -24,7 +24,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use actix::Addr;
-use godwit_shared::model::{NodeFacts, Problem, codes};
+use godwit_shared::model::{NodeFacts, NodeId, Problem, codes};
 use godwit_shared::transport::{
     CloseCode, Connection, Disconnect, MessageReceiver, MessageSender, ReceiveError, SendError,
     StreamError, StreamKind,
@@ -72,6 +72,12 @@ impl Context {
         {
             tracing::warn!(%problem, "the member list is not kept");
         }
+    }
+
+    fn change_members(&self, set: Vec<Member>, gone: &[NodeId]) {
+        let mut list = self.bus.members().borrow().clone();
+        members::change(&mut list, set, gone);
+        self.learn_members(&list);
     }
 }
 

@@ -164,7 +164,7 @@ impl Sim {
             }
             CoordinatorMessage::Refused(_) => self.break_session(session),
             CoordinatorMessage::Welcome { .. }
-            | CoordinatorMessage::Members(_)
+            | CoordinatorMessage::MembersChanged { .. }
             | CoordinatorMessage::Certificate { .. } => {}
         }
     }

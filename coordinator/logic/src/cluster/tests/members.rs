@@ -2,6 +2,7 @@
 
 use super::*;
 use godwit_shared::model::codes;
+use godwit_shared::wire::uplink::Member;
 
 fn token(bench: &mut Bench, id: &str, valid: Option<Millis>) -> Result<Output, Problem> {
     bench.step(Input::CreateToken {
@@ -78,6 +79,7 @@ fn a_name_in_use_is_refused_and_the_token_stays_good() {
 #[test]
 fn a_removed_node_is_refused_and_may_join_again_as_another_incarnation() {
     let mut bench = Bench::of(&["node-1", "node-2"]);
+    bench.pass(Millis(200));
     bench.told.clear();
     bench
         .step(Input::RemoveNode {
@@ -91,7 +93,11 @@ fn a_removed_node_is_refused_and_may_join_again_as_another_incarnation() {
     );
     let (told, message) = bench.told.remove(0);
     assert_eq!(told, node("node-2"));
-    assert!(matches!(message, CoordinatorMessage::Members(list) if list.len() == 1));
+    let removed = CoordinatorMessage::MembersChanged {
+        set: vec![],
+        gone: vec![node("node-1")],
+    };
+    assert_eq!(message, removed, "at once");
     assert_eq!(bench.cluster.nodes().len(), 1);
 
     let hello = || NodeHello {
@@ -163,18 +169,57 @@ fn a_newer_session_takes_the_place_of_the_older() {
 #[test]
 fn members_are_told_of_a_new_address() {
     let mut bench = Bench::of(&["node-1", "node-2"]);
+    bench.pass(Millis(200));
     bench.told.clear();
     let moved = NodeFacts {
         address: "192.0.2.9:7441".into(),
         ..facts(1024)
     };
     bench.say("node-1", NodeMessage::Facts(Document::of(&moved).unwrap()));
+    assert_eq!(bench.told, [], "others may come");
+    bench.pass(Millis(200));
     let told: Vec<&NodeId> = bench.told.iter().map(|(node, _)| node).collect();
     assert_eq!(told, [&node("node-1"), &node("node-2")]);
-    let CoordinatorMessage::Members(members) = &bench.told[1].1 else {
+    let set = &changed(&bench.told[1].1)[..];
+    assert_eq!(set[0].address, "192.0.2.9:7441");
+    assert_eq!(set.len(), 1);
+}
+
+fn changed(message: &CoordinatorMessage) -> &Vec<Member> {
+    let CoordinatorMessage::MembersChanged { set, .. } = message else {
         panic!("members were expected");
     };
-    assert_eq!(members[0].address, "192.0.2.9:7441");
+    set
+}
+
+#[test]
+fn those_who_join_together_are_told_of_together() {
+    let mut bench = Bench::of(&["node-1"]);
+    bench.pass(Millis(200));
+    bench.told.clear();
+    for name in ["node-2", "node-3"] {
+        bench.join(name).unwrap();
+    }
+    bench.pass(Millis(200));
+    assert_eq!(bench.told.len(), 1, "{:?}", bench.told);
+    assert_eq!(changed(&bench.told[0].1).len(), 2);
+    bench.pass(Millis(1_000));
+    assert_eq!(bench.told.len(), 1);
+}
+
+#[test]
+fn both_ends_of_a_migration_know_each_other_when_it_begins() {
+    let mut bench = Bench::of(&["node-1", "node-2"]);
+    let vm = bench.running("web", "node-1");
+    bench.pass(Millis(200));
+    let moved = NodeFacts {
+        address: "192.0.2.9:7441".into(),
+        ..facts(1024)
+    };
+    bench.say("node-1", NodeMessage::Facts(Document::of(&moved).unwrap()));
+    bench.told.clear();
+    bench.migrate(vm, Some("node-2")).unwrap();
+    assert_eq!(changed(&bench.told[1].1)[0].address, "192.0.2.9:7441");
 }
 
 #[test]

@@ -52,7 +52,9 @@ impl<'a> Reader<'a> {
     fn on_message(&self, message: CoordinatorMessage) -> Result<(), SessionError> {
         match message {
             CoordinatorMessage::Request { request, body } => self.on_request(request, body),
-            CoordinatorMessage::Members(members) => self.context.learn_members(&members),
+            CoordinatorMessage::MembersChanged { set, gone } => {
+                self.context.change_members(set, &gone);
+            }
             CoordinatorMessage::Verdict { migration, verdict } => {
                 let arrived = VerdictArrived { migration, verdict };
                 if self.context.uplink.try_send(arrived).is_err() {

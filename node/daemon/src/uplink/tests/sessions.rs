@@ -128,6 +128,10 @@ async fn members_reach_the_bus_and_outlive_the_daemon() {
         incarnation: 3,
         address: "h:1".into(),
     };
+    let other = Member {
+        node: "n3".parse().unwrap(),
+        ..member.clone()
+    };
     let mut members = node.bus.members();
     let mut session = coordinator.session().await;
     session.say(welcome(vec![member.clone()])).await;
@@ -135,16 +139,26 @@ async fn members_reach_the_bus_and_outlive_the_daemon() {
         .await
         .unwrap();
     session
-        .say(CoordinatorMessage::Members(vec![
-            member.clone(),
-            member.clone(),
-        ]))
+        .say(CoordinatorMessage::MembersChanged {
+            set: vec![other.clone()],
+            gone: Vec::new(),
+        })
         .await;
     soon(members.wait_for(|members| members.len() == 2))
         .await
         .unwrap();
     let kept = crate::members::load(&node.dir.path().join("members.json"));
-    assert_eq!(kept, [member.clone(), member]);
+    assert_eq!(kept, [member, other.clone()]);
+    session
+        .say(CoordinatorMessage::MembersChanged {
+            set: Vec::new(),
+            gone: vec!["n2".parse().unwrap()],
+        })
+        .await;
+    soon(members.wait_for(|members| members.len() == 1))
+        .await
+        .unwrap();
+    assert_eq!(*members.borrow(), [other]);
 }
 
 #[actix::test]
