@@ -2,6 +2,7 @@
 //! told of it. Guests start, stop and move at once and never fail.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use godwit_shared::model::{
@@ -24,6 +25,8 @@ pub(super) type Outcome = (Vec<NodeMessage>, Result<NodeReply, Problem>);
 pub(super) struct Guests {
     name: NodeId,
     inner: Mutex<Inner>,
+    /// How many of them run, for those who look often.
+    running: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -38,6 +41,7 @@ impl Guests {
         Self {
             name,
             inner: Mutex::default(),
+            running: AtomicUsize::new(0),
         }
     }
 
@@ -61,11 +65,14 @@ impl Guests {
     }
 
     pub(super) fn running(&self) -> usize {
-        let inner = self.lock();
-        let running = inner.domains.values();
-        running
-            .filter(|report| report.state == DomainState::Running)
-            .count()
+        self.running.load(Ordering::Relaxed)
+    }
+
+    /// To be called with every change.
+    fn count(&self, inner: &Inner) {
+        let reports = inner.domains.values();
+        let running = reports.filter(|report| report.state == DomainState::Running);
+        self.running.store(running.count(), Ordering::Relaxed);
     }
 
     /// The state of a guest changes by itself.
@@ -76,6 +83,7 @@ impl Guests {
             report.since = UnixMillis::now();
             let news = NodeMessage::Domain(report.clone());
             inner.tell(news);
+            self.count(&inner);
         }
     }
 
@@ -84,6 +92,7 @@ impl Guests {
         let mut inner = self.lock();
         inner.domains.insert(report.vm, report.clone());
         inner.tell(NodeMessage::Domain(report));
+        self.count(&inner);
     }
 
     /// Does what is asked.
@@ -145,10 +154,12 @@ impl Guests {
         }
         if command == LifecycleCommand::Delete {
             inner.domains.remove(&vm);
+            self.count(&inner);
             return (vec![NodeMessage::DomainGone(vm)], Ok(NodeReply::Done));
         }
         apply(report, command, epoch);
         let report = report.clone();
+        self.count(&inner);
         let news = vec![NodeMessage::Domain(report.clone())];
         (news, Ok(NodeReply::Domain(report)))
     }
@@ -176,7 +187,11 @@ impl Guests {
         };
         let epoch = arrived.epoch;
         there.arrive(arrived);
-        self.lock().domains.remove(&vm);
+        {
+            let mut inner = self.lock();
+            inner.domains.remove(&vm);
+            self.count(&inner);
+        }
         let report = |phase| {
             NodeMessage::Migration(MigrationReport {
                 phase,

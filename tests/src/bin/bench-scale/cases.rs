@@ -23,6 +23,8 @@ const CREATING: usize = 64;
 const UNDER_WAY: usize = 512;
 /// Most that any part may take.
 const LIMIT: Duration = Duration::from_secs(1800);
+/// How long the last guest's start may be on its way.
+const SEEN: Duration = Duration::from_secs(10);
 /// Between two events whose way is timed.
 const EVENT_GAP: Duration = Duration::from_millis(20);
 /// Threads of the simulated nodes' transport.
@@ -116,11 +118,12 @@ impl Bench<'_> {
         .await?;
         let (took, cpu) = spent.end(cluster)?;
         self.created = vms;
-        let seen = cluster.api.cluster().await?.vms;
-        let running = seen.get("running").copied().unwrap_or_default();
-        if usize::try_from(running)? != vms {
-            bail!("the coordinator sees {seen:?}");
-        }
+        wait::until("the coordinator sees them run", SEEN, || async {
+            let seen = cluster.api.cluster().await?.vms;
+            let running = seen.get("running").copied().unwrap_or_default();
+            Ok((usize::try_from(running)? == vms).then_some(()))
+        })
+        .await?;
         self.tell("vms", vms as f64);
         self.tell("creates_per_second", vms as f64 / took);
         self.tell("create_cpu_ms", cpu * 1000.0 / vms as f64);
