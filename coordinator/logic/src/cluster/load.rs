@@ -46,6 +46,7 @@ impl Cluster {
         cluster.index_vms();
         cluster.index_migrations();
         cluster.index_tasks(now, effects);
+        cluster.begin_ledger();
         Ok(cluster)
     }
 

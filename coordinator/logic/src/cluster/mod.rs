@@ -53,6 +53,7 @@ mod calibration;
 mod command;
 mod create;
 mod heard;
+mod ledger;
 mod load;
 mod log;
 mod marks;
@@ -178,6 +179,10 @@ impl Cluster {
             output.is_ok() || turn.is_empty(),
             "a refusal changed the state"
         );
+        self.settle_ledger(&turn);
+        if cfg!(debug_assertions) {
+            self.check_ledger();
+        }
         self.finish(turn, effects)?;
         output
     }

@@ -51,6 +51,7 @@ impl Cluster {
         };
         let copies = self.observed.copies.entry(report.vm).or_default();
         copies.insert(node.clone());
+        self.observed.ledger.doubt(report.vm);
         state.domains.insert(report.vm, report);
     }
 

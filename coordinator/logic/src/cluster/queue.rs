@@ -156,6 +156,7 @@ impl Cluster {
                 self.observed.waiting.remove(&id);
                 continue;
             };
+            self.settle_ledger(turn);
             if let Err(problem) = self.advance(turn, &mut taken, record) {
                 self.fail_queued(turn, id, problem);
             }

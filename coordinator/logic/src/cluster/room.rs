@@ -12,6 +12,7 @@ use godwit_shared::api::{CreateVm, Decision, DecisionReason, PlacementView};
 use godwit_shared::model::{NodeId, Problem, RunState, UnixMillis, Usage, VmId, VmSpec, codes};
 
 use super::Cluster;
+use super::ledger::Share;
 use crate::placement::{Candidate, Request, Snapshot, place, place_explained};
 use crate::record::{TaskKind, VmRecord};
 
@@ -31,7 +32,7 @@ impl Cluster {
 
     /// Rates the nodes for a VM; what it takes itself is left out.
     pub(super) fn rate(&self, wish: &Request<'_>, vm: Option<VmId>) -> PlacementView {
-        place(&self.snapshot_for(wish.spec, vm), wish)
+        place(&self.snapshot_enough_for(wish.spec, vm), wish)
     }
 
     fn snapshot_for(&self, spec: &VmSpec, except: Option<VmId>) -> Snapshot<'_> {
@@ -43,19 +44,36 @@ impl Cluster {
 
     /// What placement sees of the nodes, `except` left out.
     pub fn snapshot(&self, except: Option<VmId>) -> Snapshot<'_> {
-        let mut residents = self.residents(except);
+        self.snapshot_with(self.observed.ledger.all(), except)
+    }
+
+    /// The same with no more of the VMs than a decision for `spec` rests on: one
+    /// without rules of its own goes by what is taken, and by those that keep
+    /// others away.
+    fn snapshot_enough_for(&self, spec: &VmSpec, except: Option<VmId>) -> Snapshot<'_> {
+        if minds_others(spec) {
+            return self.snapshot_for(spec, except);
+        }
+        Snapshot {
+            weights: self.settings.placement.weights_for(spec),
+            ..self.snapshot_with(self.observed.ledger.apart(), except)
+        }
+    }
+
+    fn snapshot_with<'a>(
+        &'a self,
+        vms: impl Iterator<Item = (VmId, &'a Share)>,
+        except: Option<VmId>,
+    ) -> Snapshot<'a> {
+        let mut residents = self.residents(vms.filter(|(vm, _)| Some(*vm) != except));
         let members = self.records.nodes.values().filter(|node| !node.revoked);
-        let nodes = members.map(|record| {
-            let vms = residents.remove(&record.name).unwrap_or_default();
-            let usages = vms.iter().map(|vm| Usage::of(vm));
-            Candidate {
-                node: &record.name,
-                connected: self.is_up(&record.name),
-                cordoned: record.cordoned,
-                facts: record.facts.as_ref(),
-                used: usages.fold(Usage::default(), Usage::plus),
-                vms,
-            }
+        let nodes = members.map(|record| Candidate {
+            node: &record.name,
+            connected: self.is_up(&record.name),
+            cordoned: record.cordoned,
+            facts: record.facts.as_ref(),
+            used: self.observed.ledger.used(&record.name, except),
+            vms: residents.remove(&record.name).unwrap_or_default(),
         });
         Snapshot {
             nodes: nodes.collect(),
@@ -63,35 +81,31 @@ impl Cluster {
         }
     }
 
-    /// The VMs that take room on each node.
-    fn residents(&self, except: Option<VmId>) -> BTreeMap<&NodeId, Vec<&VmSpec>> {
+    /// Which of the VMs take room on each node.
+    fn residents<'a>(
+        &'a self,
+        vms: impl Iterator<Item = (VmId, &'a Share)>,
+    ) -> BTreeMap<&'a NodeId, Vec<&'a VmSpec>> {
         let mut residents: BTreeMap<&NodeId, Vec<&VmSpec>> = BTreeMap::new();
-        for record in self.records.vms.values().filter(|vm| Some(vm.id) != except) {
-            for node in self.places_of(record) {
+        for (vm, share) in vms {
+            let Some(record) = self.records.vms.get(&vm) else {
+                continue;
+            };
+            for node in &share.places {
                 residents.entry(node).or_default().push(&record.spec);
             }
         }
         residents
     }
 
-    /// What is on every node that has anything, in one pass.
+    /// What is on every node that has anything.
+    #[cfg(test)]
     pub(super) fn loads(&self) -> BTreeMap<&NodeId, Load> {
-        let mut loads: BTreeMap<&NodeId, Load> = BTreeMap::new();
-        for record in self.records.vms.values() {
-            let usage = Usage::of(&record.spec);
-            if let Some(owner) = &record.owner {
-                loads.entry(owner).or_default().vms += 1;
-            }
-            for node in self.places_of(record) {
-                let load = loads.entry(node).or_default();
-                load.used = load.used.plus(usage);
-            }
-        }
-        loads
+        self.observed.ledger.loads()
     }
 
     /// The nodes where the VM takes room.
-    fn places_of<'a>(&'a self, record: &'a VmRecord) -> BTreeSet<&'a NodeId> {
+    pub(super) fn places_of<'a>(&'a self, record: &'a VmRecord) -> BTreeSet<&'a NodeId> {
         let wanted = record.desired == RunState::Running;
         let owner = record.owner.as_ref().filter(|_| wanted);
         let task = self.observed.busy.get(&record.id);
@@ -121,6 +135,12 @@ impl TaskKind {
                 | Self::Command(godwit_shared::model::LifecycleCommand::Start)
         )
     }
+}
+
+/// Whether it matters to the VM which others are where, beyond what they take.
+fn minds_others(spec: &VmSpec) -> bool {
+    let placement = &spec.placement;
+    placement.spread_by.is_some() || placement.rule_names().next().is_some()
 }
 
 /// What the request asks of placement.

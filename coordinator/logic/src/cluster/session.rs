@@ -131,17 +131,16 @@ impl Cluster {
         for vm in gone {
             self.forget_copy(vm, node);
         }
-        let owned = self
-            .records
-            .vms
-            .values()
-            .filter(|vm| vm.owner.as_ref() == Some(node));
-        affected.extend(owned.map(|vm| vm.id));
+        affected.extend(self.observed.ledger.owned(node));
+        for vm in &affected {
+            self.observed.ledger.doubt(*vm);
+        }
         affected
     }
 
     /// The node has no such domain any more.
     pub(super) fn forget_copy(&mut self, vm: VmId, node: &NodeId) {
+        self.observed.ledger.doubt(vm);
         if let Some(state) = self.observed.nodes.get_mut(node) {
             state.domains.remove(&vm);
         }
@@ -169,6 +168,7 @@ impl Cluster {
             state.since = turn.now;
             state.reason = Some(reason.to_owned());
         }
+        self.observed.ledger.doubt_those_of(node);
         self.note(
             turn,
             "node.down",

@@ -10,6 +10,7 @@ use godwit_shared::model::{
 use godwit_shared::wire::uplink::VerdictQuery;
 
 use super::Cluster;
+use super::ledger::Ledger;
 use crate::input::{SessionId, Ticket};
 use crate::record::{MigrationRecord, NodeRecord, TaskRecord, TokenRecord, VmRecord};
 
@@ -49,6 +50,8 @@ pub(super) struct Observed {
     pub(super) waiting: BTreeMap<MigrationId, String>,
     /// Members that the nodes have not been told of.
     pub(super) roster: BTreeSet<NodeId>,
+    /// What the VMs take on which nodes.
+    pub(super) ledger: Ledger,
     /// When the last step was.
     pub(super) now: UnixMillis,
     /// Requests without a reply.

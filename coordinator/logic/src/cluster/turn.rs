@@ -74,6 +74,11 @@ impl Turn {
         self.dirty.insert(key);
     }
 
+    /// What was touched.
+    pub(super) fn touched(&self) -> impl Iterator<Item = &Key> {
+        self.dirty.iter()
+    }
+
     pub(super) fn act(&mut self, effect: Effect) {
         self.acts.push(effect);
     }

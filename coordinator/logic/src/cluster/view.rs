@@ -11,14 +11,13 @@ use godwit_shared::model::{
 };
 
 use super::Cluster;
-use super::room::Load;
 use super::state::Move;
 use crate::record::{MigrationRecord, NodeRecord, TaskRecord, VmRecord};
 
 impl Cluster {
     /// The cluster in a few numbers.
     pub fn status(&self) -> ClusterStatus {
-        let loads = self.loads();
+        let ledger = &self.observed.ledger;
         let mut nodes = BTreeMap::new();
         let mut capacity = Capacity::default();
         let mut used = Usage::default();
@@ -30,20 +29,17 @@ impl Cluster {
             let offered = self.capacity_of(name);
             capacity.vcpus = capacity.vcpus.saturating_add(offered.vcpus);
             capacity.memory = capacity.memory + offered.memory;
-            used = used.plus(loads.get(name).map(|load| load.used).unwrap_or_default());
+            used = used.plus(ledger.load(name).used);
         }
-        let mut vms = BTreeMap::new();
-        for record in self.records.vms.values() {
-            let (state, _) = self.state_of(record);
-            *vms.entry(state.as_str().to_owned()).or_default() += 1;
-        }
+        let vms = ledger.states().iter();
+        let vms = vms.map(|(state, count)| ((*state).to_owned(), *count));
         ClusterStatus {
             name: self.settings.name.clone(),
             software: self.settings.software.clone(),
             ca_fingerprint: self.settings.ca_fingerprint.clone(),
             started: self.settings.started,
             nodes,
-            vms,
+            vms: vms.collect(),
             migrations: u32::try_from(self.observed.moves.len()).unwrap_or(u32::MAX),
             capacity,
             used,
@@ -60,22 +56,19 @@ impl Cluster {
 
     /// Every member, by name.
     pub fn nodes(&self) -> Vec<NodeView> {
-        let loads = self.loads();
         let members = self.records.nodes.values().filter(|node| !node.revoked);
-        members
-            .map(|record| self.node_view(record, loads.get(&record.name)))
-            .collect()
+        members.map(|record| self.node_view(record)).collect()
     }
 
     /// One member.
     pub fn node(&self, node: &NodeId) -> Result<NodeView, Problem> {
         let record = self.member(node)?;
-        Ok(self.node_view(record, self.loads().get(node)))
+        Ok(self.node_view(record))
     }
 
-    fn node_view(&self, record: &NodeRecord, load: Option<&Load>) -> NodeView {
+    fn node_view(&self, record: &NodeRecord) -> NodeView {
         let state = self.observed.nodes.get(&record.name);
-        let load = load.copied().unwrap_or_default();
+        let load = self.observed.ledger.load(&record.name);
         let facts = record.facts.as_ref();
         NodeView {
             name: record.name.clone(),
@@ -148,7 +141,10 @@ impl Cluster {
     }
 
     /// The owner's word, or its last one, or that nothing runs.
-    fn state_of(&self, record: &VmRecord) -> (DomainState, godwit_shared::model::UnixMillis) {
+    pub(super) fn state_of(
+        &self,
+        record: &VmRecord,
+    ) -> (DomainState, godwit_shared::model::UnixMillis) {
         let Some(owner) = &record.owner else {
             return (DomainState::Stopped, record.created);
         };

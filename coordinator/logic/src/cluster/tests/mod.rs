@@ -5,6 +5,7 @@
 
 mod calibration;
 mod decision;
+mod ledger;
 mod lifecycle;
 mod log;
 mod marks;
