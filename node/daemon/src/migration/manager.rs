@@ -743,6 +743,7 @@ impl Handler<Ended> for MigrationManager {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::panic)]
     use super::*;
 
     #[test]
