@@ -97,4 +97,8 @@ pub enum Timer {
     Leftover(VmId),
     /// News of the members that waited for more of their kind.
     Members,
+    /// A look at how even the load is.
+    Rebalance,
+    /// Another look at the plans: nodes that have not come back will not.
+    Plans,
 }

@@ -1,10 +1,12 @@
 //! What happens to the cluster: operators' wishes, nodes' words, timers.
 
 use godwit_shared::api::{
-    CommandOptions, CreateVm, MarkRequest, MigrateRequest, MigrationView, NodeView, TaskView,
+    AbortRequest, CommandOptions, CreateVm, DrainRequest, MarkRequest, MigrateRequest,
+    MigrationView, NodeView, PlanView, RebalanceRequest, TaskView,
 };
 use godwit_shared::model::{
-    LifecycleCommand, MigrationId, MigrationTuning, Millis, NodeId, TaskId, UnixMillis, VmId,
+    LifecycleCommand, MigrationId, MigrationTuning, Millis, NodeId, PlanId, TaskId, UnixMillis,
+    VmId,
 };
 use godwit_shared::wire::uplink::{LogKind, NodeHello, NodeMessage};
 
@@ -100,6 +102,38 @@ pub enum Input {
     NodeAbsent {
         /// The node.
         node: NodeId,
+    },
+    /// Empty a node.
+    Drain {
+        /// The node.
+        node: NodeId,
+        /// A fresh id for the plan.
+        plan: PlanId,
+        /// What was asked for.
+        request: DrainRequest,
+    },
+    /// Bring the VMs of a node's drain back.
+    Return {
+        /// The node.
+        node: NodeId,
+        /// A fresh id for the plan.
+        plan: PlanId,
+        /// What was asked for.
+        request: DrainRequest,
+    },
+    /// Even the load out.
+    Rebalance {
+        /// A fresh id for the plan.
+        plan: PlanId,
+        /// What was asked for.
+        request: RebalanceRequest,
+    },
+    /// Call a plan off.
+    AbortPlan {
+        /// The plan.
+        plan: PlanId,
+        /// How.
+        request: AbortRequest,
     },
     /// Take a node out of the cluster for good.
     RemoveNode {
@@ -212,6 +246,8 @@ pub enum Output {
     Task(TaskView),
     /// The migration after the change.
     Migration(MigrationView),
+    /// The plan: proposed, begun, or after a change.
+    Plan(PlanView),
     /// The answer comes as [`crate::effect::Effect::Answer`].
     Waiting,
 }

@@ -9,10 +9,10 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use godwit_shared::api::Resolution;
-use godwit_shared::api::{Decision, Event, Marks, TaskState};
+use godwit_shared::api::{Decision, Event, Marks, PlanView, TaskState};
 use godwit_shared::model::{
     DomainState, Epoch, LifecycleCommand, MigrationFailure, MigrationFigures, MigrationId,
-    MigrationPhase, MigrationPolicy, MigrationProgress, Millis, NodeFacts, NodeId, Problem,
+    MigrationPhase, MigrationPolicy, MigrationProgress, Millis, NodeFacts, NodeId, PlanId, Problem,
     RunState, TaskId, UnixMillis, VmId, VmName, VmSpec,
 };
 use serde::{Deserialize, Serialize};
@@ -274,6 +274,16 @@ pub struct TaskRecord {
     pub ended: Option<UnixMillis>,
 }
 
+/// A plan that was begun: what was planned, and how far it has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanRecord {
+    /// The plan, as operators see it.
+    pub view: PlanView,
+    /// It is being called off, and moves that run are cancelled.
+    #[serde(default)]
+    pub cancel_running: bool,
+}
+
 /// Where a record is kept. The text form sorts events by their number.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Key {
@@ -287,6 +297,8 @@ pub enum Key {
     Migration(MigrationId),
     /// [`TaskRecord`].
     Task(TaskId),
+    /// [`PlanRecord`].
+    Plan(PlanId),
     /// [`Event`].
     Event(u64),
 }
@@ -305,6 +317,7 @@ impl fmt::Display for Key {
             Self::Vm(id) => write!(f, "vm/{id}"),
             Self::Migration(id) => write!(f, "migration/{id}"),
             Self::Task(id) => write!(f, "task/{id}"),
+            Self::Plan(id) => write!(f, "plan/{id}"),
             Self::Event(seq) => write!(f, "event/{seq:020}"),
         }
     }
@@ -330,6 +343,7 @@ impl FromStr for Key {
             "vm" => id.parse().ok().map(Self::Vm),
             "migration" => id.parse().ok().map(Self::Migration),
             "task" => id.parse().ok().map(Self::Task),
+            "plan" => id.parse().ok().map(Self::Plan),
             "event" => id.parse().ok().map(Self::Event),
             _ => None,
         }
@@ -372,6 +386,7 @@ pub(crate) enum Record {
     Vm(VmRecord),
     Migration(MigrationRecord),
     Task(TaskRecord),
+    Plan(PlanRecord),
     Event(Event),
 }
 
@@ -383,6 +398,7 @@ impl Record {
             Key::Vm(_) => Self::Vm(serde_json::from_slice(value)?),
             Key::Migration(_) => Self::Migration(serde_json::from_slice(value)?),
             Key::Task(_) => Self::Task(serde_json::from_slice(value)?),
+            Key::Plan(_) => Self::Plan(serde_json::from_slice(value)?),
             Key::Event(_) => Self::Event(serde_json::from_slice(value)?),
         })
     }

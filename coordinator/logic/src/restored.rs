@@ -7,10 +7,10 @@
 //! said what it runs, no VM is started or deleted anywhere. Epochs stay what they are: what a node
 //! reports at a higher one is believed (rule 3 of [`crate::cluster`]).
 
-use godwit_shared::api::{Event, TaskState};
+use godwit_shared::api::{Event, PlanState, StepState, TaskState};
 use godwit_shared::model::{MigrationPhase, Problem, UnixMillis, codes};
 
-use crate::record::{Key, MigrationRecord, NodeRecord, TaskRecord, VmRecord};
+use crate::record::{Key, MigrationRecord, NodeRecord, PlanRecord, TaskRecord, VmRecord};
 
 /// The records as they are to be put into the store: `(key, value)`, with an
 /// event that tells of it. Keys that are not the cluster's pass as they are.
@@ -50,6 +50,7 @@ fn changed(key: &Key, value: &[u8], now: UnixMillis) -> serde_json::Result<Vec<u
         Key::Migration(_) => edit(value, |migration: &mut MigrationRecord| {
             end_waiting(migration, now);
         }),
+        Key::Plan(_) => edit(value, call_off),
         Key::Token(_) | Key::Event(_) => Ok(value.to_vec()),
     }
 }
@@ -87,6 +88,19 @@ fn end_waiting(migration: &mut MigrationRecord, now: UnixMillis) {
         migration.phase = MigrationPhase::Cancelled;
         migration.since = now;
         migration.ended = Some(now);
+    }
+}
+
+/// What a plan had not begun is not begun any more.
+fn call_off(plan: &mut PlanRecord) {
+    if plan.view.state.is_final() {
+        return;
+    }
+    plan.view.state = PlanState::Aborting;
+    let steps = plan.view.progress.iter_mut();
+    for step in steps.filter(|step| step.state == StepState::Pending) {
+        step.state = StepState::Aborted;
+        step.message = Some("the cluster's records were restored from a backup".into());
     }
 }
 

@@ -28,6 +28,10 @@
 //! | `POST /api/v1/migrations/{id}/cancel` | | [`MigrationView`] |
 //! | `POST /api/v1/migrations/{id}/resolve` | [`ResolveRequest`] | [`MigrationView`] |
 //! | `POST /api/v1/migrations/{id}/tune` | [`MigrationTuning`](crate::model::MigrationTuning) | [`MigrationView`] |
+//! | `POST /api/v1/nodes/{node}/drain`, `return` | [`DrainRequest`] | 202 [`PlanView`], or 200 for a dry run |
+//! | `POST /api/v1/rebalance` | [`RebalanceRequest`] | 202 [`PlanView`], or 200 when nothing is begun |
+//! | `GET /api/v1/plans`, `/plans/{id}` | | [`PlanView`] (list) |
+//! | `POST /api/v1/plans/{id}/abort` | [`AbortRequest`] | [`PlanView`] |
 //! | `GET /api/v1/tasks`, `/tasks/{id}` | | [`TaskView`] (list) |
 //! | `POST /api/v1/tasks/{id}/cancel` | | [`TaskView`] |
 //! | `GET /api/v1/events?after=N` | | server-sent [`Event`]s |
@@ -41,6 +45,7 @@ mod calibration;
 mod decision;
 mod marks;
 mod placement;
+mod plan;
 mod profile;
 
 use std::collections::BTreeMap;
@@ -63,6 +68,7 @@ pub use placement::{
     AddedNode, Change, NodeVerdict, Placed, PlacementView, Room, ScorePart, SimulateRequest,
     SimulationView, Unplaced,
 };
+pub use plan::*;
 pub use profile::ProfileView;
 
 /// The cluster in a few numbers.

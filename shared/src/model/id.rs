@@ -161,6 +161,10 @@ uuid_id! {
     /// A long action of the coordinator.
     TaskId
 }
+uuid_id! {
+    /// A plan: moves that belong together.
+    PlanId
+}
 
 /// The right to run a domain. It grows whenever that right passes on; only the
 /// holder of the highest epoch may run the domain's CPUs.

@@ -14,7 +14,7 @@ pub mod state;
 pub mod units;
 
 pub use capacity::{Capacity, NodeFacts, Usage};
-pub use id::{Epoch, MigrationId, NodeId, TaskId, VmId, VmName};
+pub use id::{Epoch, MigrationId, NodeId, PlanId, TaskId, VmId, VmName};
 pub use migration::{
     DiskCopy, DoubtDecision, Fit, Forecast, MigrationFailure, MigrationFigures, MigrationPhase,
     MigrationPolicy, MigrationProgress, MigrationTuning, Postcopy, Span, TimeoutAction,

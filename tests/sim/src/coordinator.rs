@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use godwit_coordinator_logic::cluster::{Cluster, Limits, MigrationLimits, Settings};
+use godwit_coordinator_logic::cluster::{
+    Cluster, Limits, MigrationLimits, RebalanceSettings, Settings,
+};
 use godwit_coordinator_logic::effect::{Effect, Timer};
 use godwit_coordinator_logic::input::{Input, Output, SessionId};
 use godwit_coordinator_logic::placement::Profiles;
@@ -85,6 +87,7 @@ fn settings(now: UnixMillis) -> Settings {
         started: now,
         placement: Profiles::default(),
         migrations: MigrationLimits::default(),
+        rebalance: RebalanceSettings::default(),
         limits: Limits {
             // Every event is a record: few are kept, or the store is all log.
             events: 20,

@@ -14,7 +14,7 @@ use godwit_coordinator::state_dir::StateDir;
 use godwit_coordinator::store::{
     Commit, CommitError, Entry, Pending, RedbStore, Revision, Scan, Store, StoreError, Watch,
 };
-use godwit_coordinator_logic::cluster::{Limits, MigrationLimits, Settings};
+use godwit_coordinator_logic::cluster::{Limits, MigrationLimits, RebalanceSettings, Settings};
 use godwit_coordinator_logic::input::Input;
 use godwit_coordinator_logic::placement::Profiles;
 use godwit_shared::api::{CreateVm, TaskState, TaskView, VmView};
@@ -71,6 +71,7 @@ fn settings() -> Settings {
         started: UnixMillis::now(),
         placement: Profiles::default(),
         migrations: MigrationLimits::default(),
+        rebalance: RebalanceSettings::default(),
         limits: Limits::default(),
     }
 }

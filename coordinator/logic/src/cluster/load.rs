@@ -46,7 +46,9 @@ impl Cluster {
         cluster.index_vms();
         cluster.index_migrations();
         cluster.index_tasks(now, effects);
+        cluster.index_plans(effects);
         cluster.begin_ledger();
+        cluster.arm_rebalance(now, &mut |effect| effects.push(effect));
         Ok(cluster)
     }
 
@@ -96,6 +98,19 @@ impl Cluster {
         observed.ended_migrations = ended.into_iter().map(|(_, id)| id).collect();
     }
 
+    /// They go on with the nodes' hellos; a node that has not come back after a
+    /// while is not waited for.
+    fn index_plans(&mut self, effects: &mut Vec<Effect>) {
+        let plans = self.records.plans.values();
+        let running = plans.filter(|plan| !plan.view.state.is_final());
+        self.observed.plans = running.map(|plan| plan.view.id).collect();
+        if !self.observed.plans.is_empty() {
+            let at = self.settings.started.after(self.settings.limits.absence);
+            let timer = Timer::Plans;
+            effects.push(Effect::Arm { timer, at });
+        }
+    }
+
     fn index_tasks(&mut self, now: UnixMillis, effects: &mut Vec<Effect>) {
         let observed = &mut self.observed;
         let until = now.after(self.settings.limits.absence);
@@ -143,6 +158,7 @@ fn read(records: impl IntoIterator<Item = (String, Vec<u8>)>) -> Result<Records,
                 all.migrations.insert(migration.id, migration);
             }
             Record::Task(task) => drop(all.tasks.insert(task.id, task)),
+            Record::Plan(plan) => drop(all.plans.insert(plan.view.id, plan)),
             Record::Event(event) => drop(events.insert(event.seq, event)),
         }
     }

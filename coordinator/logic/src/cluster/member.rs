@@ -161,18 +161,28 @@ impl Cluster {
         node: &NodeId,
         cordoned: bool,
     ) -> Result<Output, Problem> {
-        let changed = self.member(node)?.cordoned != cordoned;
-        if let Some(record) = self.records.nodes.get_mut(node).filter(|_| changed) {
-            record.cordoned = cordoned;
-            turn.touch(Key::Node(node.clone()));
-            let (kind, message) = if cordoned {
-                ("node.cordoned", format!("{node} takes no new VMs"))
-            } else {
-                ("node.uncordoned", format!("{node} takes new VMs again"))
-            };
-            self.note(turn, kind, About::node(node), message);
+        self.member(node)?;
+        if self.set_cordoned(turn, node, cordoned) && !cordoned {
+            self.return_after(turn, node);
         }
         self.node(node).map(Output::Node)
+    }
+
+    /// Whether that is a change.
+    pub(super) fn set_cordoned(&mut self, turn: &mut Turn, node: &NodeId, cordoned: bool) -> bool {
+        let record = self.records.nodes.get_mut(node);
+        let Some(record) = record.filter(|record| record.cordoned != cordoned) else {
+            return false;
+        };
+        record.cordoned = cordoned;
+        turn.touch(Key::Node(node.clone()));
+        let (kind, message) = if cordoned {
+            ("node.cordoned", format!("{node} takes no new VMs"))
+        } else {
+            ("node.uncordoned", format!("{node} takes new VMs again"))
+        };
+        self.note(turn, kind, About::node(node), message);
+        true
     }
 
     pub(super) fn on_remove_node(

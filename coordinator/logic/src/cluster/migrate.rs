@@ -58,7 +58,7 @@ impl Cluster {
     }
 
     /// The node that the VM is on, when it can be moved from there.
-    fn check_source(&self, vm: VmId) -> Result<NodeId, Problem> {
+    pub(super) fn check_source(&self, vm: VmId) -> Result<NodeId, Problem> {
         self.check_idle(vm, LifecycleCommand::Pause)?;
         self.movable_from(vm)
     }
@@ -158,7 +158,7 @@ impl Cluster {
         Ok(())
     }
 
-    fn begin_migration(
+    pub(super) fn begin_migration(
         &mut self,
         turn: &mut Turn,
         mut plan: MigrationRecord,

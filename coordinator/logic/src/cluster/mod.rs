@@ -60,6 +60,7 @@ mod marks;
 mod member;
 mod migrate;
 mod owner;
+mod plans;
 mod progress;
 mod queue;
 mod recall;
@@ -78,6 +79,7 @@ mod verdict;
 mod view;
 mod what_if;
 
+pub use plans::{RebalanceMode, RebalanceSettings};
 pub use queue::MigrationLimits;
 
 use godwit_shared::model::{Millis, Problem, UnixMillis};
@@ -107,6 +109,8 @@ pub struct Settings {
     pub placement: Profiles,
     /// How many migrations may run at once.
     pub migrations: MigrationLimits,
+    /// Whether, and how, the load is evened out.
+    pub rebalance: RebalanceSettings,
     /// How long things are waited for, and how much is kept.
     pub limits: Limits,
 }
@@ -174,6 +178,9 @@ impl Cluster {
         let output = self.apply(&mut turn, input);
         if output.is_ok() {
             self.advance_queue(&mut turn);
+            while self.advance_plans(&mut turn) {
+                self.advance_queue(&mut turn);
+            }
         }
         debug_assert!(
             output.is_ok() || turn.is_empty(),
@@ -224,6 +231,18 @@ impl Cluster {
             Input::Cordon { node, cordoned } => self.on_cordon(turn, &node, cordoned),
             Input::Mark { node, request } => self.on_mark(turn, &node, &request),
             Input::NodeAbsent { node } => self.on_node_absent(turn, &node),
+            Input::Drain {
+                node,
+                plan,
+                request,
+            } => self.on_drain(turn, &node, plan, &request),
+            Input::Return {
+                node,
+                plan,
+                request,
+            } => self.on_return(turn, &node, plan, &request),
+            Input::Rebalance { plan, request } => self.on_rebalance(turn, plan, &request),
+            Input::AbortPlan { plan, request } => self.on_abort_plan(turn, plan, &request),
             Input::RemoveNode { node } => self.on_remove_node(turn, &node),
             Input::CreateVm { vm, task, request } => self.on_create_vm(turn, vm, task, request),
             Input::Command {
@@ -268,6 +287,12 @@ impl Cluster {
                 self.tell_members(turn);
                 Ok(Output::Done)
             }
+            Input::Timer(Timer::Rebalance) => {
+                self.on_rebalance_timer(turn);
+                Ok(Output::Done)
+            }
+            // What follows is looked at after every step.
+            Input::Timer(Timer::Plans) => Ok(Output::Done),
             Input::Timer(Timer::Task(task)) => {
                 self.on_task_timer(turn, task);
                 Ok(Output::Done)

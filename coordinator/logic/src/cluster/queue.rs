@@ -171,7 +171,7 @@ impl Cluster {
         mut record: MigrationRecord,
     ) -> Result<(), Problem> {
         if !self.is_up(&record.source) {
-            self.await_source(turn, &record);
+            self.await_node(turn, &record, &record.source);
             return Ok(());
         }
         let report = self.report(&record.source, record.vm);
@@ -182,6 +182,10 @@ impl Cluster {
             return Ok(());
         }
         self.still_there(&record)?;
+        if !self.is_up(&record.target) && self.just_started(turn.now) {
+            self.await_node(turn, &record, &record.target);
+            return Ok(());
+        }
         if let Err(problem) = self.still_fits(&record) {
             if !record.placed {
                 return Err(problem);
@@ -308,8 +312,8 @@ impl Cluster {
     }
 
     /// The nodes' own events tell who is away.
-    fn await_source(&mut self, turn: &mut Turn, record: &MigrationRecord) {
-        let reason = format!("{} is not connected", record.source);
+    fn await_node(&mut self, turn: &mut Turn, record: &MigrationRecord, node: &NodeId) {
+        let reason = format!("{node} is not connected");
         self.show_reason(turn, record, &reason);
     }
 

@@ -1,9 +1,9 @@
 //! What is taken on each node, and where there is room.
 //!
 //! A VM takes room on its owner while it is wanted running, on the node that a
-//! task is putting it on, on the target of its migration, and wherever a node
-//! reports a process of it: so a reservation begins with the decision that
-//! needs it and ends with the word that it is not needed.
+//! task is putting it on, on the target of its migration, on that of a plan's step
+//! for it, and wherever a node reports a process of it: so a reservation begins
+//! with the decision that needs it and ends with the word that it is not needed.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -66,14 +66,21 @@ impl Cluster {
         except: Option<VmId>,
     ) -> Snapshot<'a> {
         let mut residents = self.residents(vms.filter(|(vm, _)| Some(*vm) != except));
+        let mut planned = self.planned(except);
         let members = self.records.nodes.values().filter(|node| !node.revoked);
-        let nodes = members.map(|record| Candidate {
-            node: &record.name,
-            connected: self.is_up(&record.name),
-            cordoned: record.cordoned,
-            facts: record.facts.as_ref(),
-            used: self.observed.ledger.used(&record.name, except),
-            vms: residents.remove(&record.name).unwrap_or_default(),
+        let nodes = members.map(|record| {
+            let mut vms = residents.remove(&record.name).unwrap_or_default();
+            let coming = planned.remove(&record.name).unwrap_or_default();
+            vms.extend(coming.vms);
+            let used = self.observed.ledger.used(&record.name, except);
+            Candidate {
+                node: &record.name,
+                connected: self.is_up(&record.name),
+                cordoned: record.cordoned,
+                facts: record.facts.as_ref(),
+                used: used.plus(coming.takes),
+                vms,
+            }
         });
         Snapshot {
             nodes: nodes.collect(),
@@ -101,7 +108,12 @@ impl Cluster {
     /// What is on every node that has anything.
     #[cfg(test)]
     pub(super) fn loads(&self) -> BTreeMap<&NodeId, Load> {
-        self.observed.ledger.loads()
+        let mut loads = self.observed.ledger.loads();
+        for (node, coming) in self.planned(None) {
+            let load = loads.entry(node).or_default();
+            load.used = load.used.plus(coming.takes);
+        }
+        loads
     }
 
     /// The nodes where the VM takes room.

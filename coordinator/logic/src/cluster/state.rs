@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use godwit_shared::api::{Event, NodeHealth};
 use godwit_shared::model::{
-    DomainReport, DomainState, LifecycleCommand, MigrationId, MigrationProgress, NodeId, Problem,
-    TaskId, UnixMillis, VmId, VmName,
+    DomainReport, DomainState, LifecycleCommand, MigrationId, MigrationProgress, NodeId, PlanId,
+    Problem, TaskId, UnixMillis, VmId, VmName,
 };
 use godwit_shared::wire::uplink::VerdictQuery;
 
 use super::Cluster;
 use super::ledger::Ledger;
 use crate::input::{SessionId, Ticket};
-use crate::record::{MigrationRecord, NodeRecord, TaskRecord, TokenRecord, VmRecord};
+use crate::record::{MigrationRecord, NodeRecord, PlanRecord, TaskRecord, TokenRecord, VmRecord};
 
 /// What outlives the coordinator.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -22,6 +22,7 @@ pub(super) struct Records {
     pub(super) vms: BTreeMap<VmId, VmRecord>,
     pub(super) migrations: BTreeMap<MigrationId, MigrationRecord>,
     pub(super) tasks: BTreeMap<TaskId, TaskRecord>,
+    pub(super) plans: BTreeMap<PlanId, PlanRecord>,
     /// Without a gap; the oldest first.
     pub(super) events: VecDeque<Event>,
 }
@@ -52,6 +53,8 @@ pub(super) struct Observed {
     pub(super) roster: BTreeSet<NodeId>,
     /// What the VMs take on which nodes.
     pub(super) ledger: Ledger,
+    /// Plans that have not ended.
+    pub(super) plans: BTreeSet<PlanId>,
     /// When the last step was.
     pub(super) now: UnixMillis,
     /// Requests without a reply.

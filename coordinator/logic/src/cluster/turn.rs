@@ -127,6 +127,7 @@ impl Cluster {
             Key::Vm(id) => json(records.vms.get(id)),
             Key::Migration(id) => json(records.migrations.get(id)),
             Key::Task(id) => json(records.tasks.get(id)),
+            Key::Plan(id) => json(records.plans.get(id)),
             Key::Event(seq) => json(self.event(*seq)),
         }?;
         Ok(match value {

@@ -29,7 +29,9 @@ impl Cluster {
             let offered = self.capacity_of(name);
             capacity.vcpus = capacity.vcpus.saturating_add(offered.vcpus);
             capacity.memory = capacity.memory + offered.memory;
-            used = used.plus(ledger.load(name).used);
+            used = used
+                .plus(ledger.load(name).used)
+                .plus(self.planned_at(name));
         }
         let vms = ledger.states().iter();
         let vms = vms.map(|(state, count)| ((*state).to_owned(), *count));
@@ -82,7 +84,7 @@ impl Cluster {
             capacity: facts.map(|facts| facts.capacity).unwrap_or_default(),
             facts: record.facts.clone(),
             marks: record.marks.clone(),
-            used: load.used,
+            used: load.used.plus(self.planned_at(&record.name)),
             vms: load.vms,
         }
     }

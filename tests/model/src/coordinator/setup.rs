@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use godwit_coordinator_logic::cluster::{Limits, MigrationLimits, Settings};
+use godwit_coordinator_logic::cluster::{Limits, MigrationLimits, RebalanceSettings, Settings};
 use godwit_coordinator_logic::placement::Profiles;
 use godwit_coordinator_logic::record::{Key, MigrationRecord, NodeRecord, VmRecord};
 use godwit_shared::api::Marks;
@@ -23,6 +23,7 @@ pub(super) fn settings() -> Settings {
         started: NOW,
         placement: Profiles::default(),
         migrations: MigrationLimits::default(),
+        rebalance: RebalanceSettings::default(),
         limits: Limits {
             // The log is part of no state here.
             events: 1,

@@ -12,6 +12,7 @@ mod marks;
 mod members;
 mod migration;
 mod ownership;
+mod plans;
 mod queue;
 mod restart;
 mod restored;
@@ -38,7 +39,7 @@ use godwit_shared::wire::uplink::{
 };
 use serde_json::json;
 
-use super::{Cluster, Limits, MigrationLimits, Settings};
+use super::{Cluster, Limits, MigrationLimits, RebalanceSettings, Settings};
 use crate::effect::{Answer, Effect, Timer};
 use crate::input::{Input, Output, SessionId, Ticket};
 use crate::placement::Profiles;
@@ -80,6 +81,7 @@ pub(super) fn settings() -> Settings {
         started: UnixMillis(1_000),
         placement: Profiles::default(),
         migrations: MigrationLimits::default(),
+        rebalance: RebalanceSettings::default(),
         limits: Limits::default(),
     }
 }
@@ -272,6 +274,17 @@ impl Bench {
         self.told.clear();
         self.timers.clear();
         self.perform(effects);
+    }
+
+    /// The same, and the nodes come back with what they had.
+    pub(super) fn restart_connected(&mut self, names: &[&str]) {
+        let state = |name: &&str| &self.cluster.observed.nodes[&node(name)];
+        let domains = names.iter().map(|name| state(name).domains.values());
+        let all: Vec<Vec<DomainReport>> = domains.map(|all| all.cloned().collect()).collect();
+        self.restart();
+        for (name, domains) in names.iter().zip(all) {
+            self.connect(name, 1024, domains);
+        }
     }
 
     pub(super) fn join(&mut self, name: &str) -> Result<Output, Problem> {

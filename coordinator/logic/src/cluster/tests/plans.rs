@@ -1,0 +1,433 @@
+//! Drains, returns and rebalances, asked for and carried out.
+
+use godwit_shared::api::{
+    AbortRequest, DrainRequest, PlanLimits, PlanState, PlanView, RebalanceRequest, StepState,
+};
+use godwit_shared::model::{PlanId, codes};
+
+use super::*;
+use crate::cluster::RebalanceMode;
+
+fn plan_of(output: Output) -> PlanView {
+    match output {
+        Output::Plan(view) => view,
+        other => panic!("a plan was expected, not {other:?}"),
+    }
+}
+
+fn drain(bench: &mut Bench, name: &str, request: DrainRequest) -> Result<PlanView, Problem> {
+    let plan = PlanId::from_u128(bench.id());
+    let node = node(name);
+    let input = Input::Drain {
+        node,
+        plan,
+        request,
+    };
+    bench.step(input).map(plan_of)
+}
+
+fn one_by_one() -> DrainRequest {
+    let limits = PlanLimits {
+        parallel: 1,
+        ..PlanLimits::default()
+    };
+    DrainRequest {
+        limits,
+        ..DrainRequest::default()
+    }
+}
+
+fn rebalance(bench: &mut Bench, request: RebalanceRequest) -> Result<PlanView, Problem> {
+    let plan = PlanId::from_u128(bench.id());
+    bench.step(Input::Rebalance { plan, request }).map(plan_of)
+}
+
+fn now(bench: &Bench, plan: &PlanView) -> PlanView {
+    bench.cluster.plan(plan.id).unwrap()
+}
+
+fn states(bench: &Bench, plan: &PlanView) -> Vec<StepState> {
+    let plan = now(bench, plan);
+    plan.progress.iter().map(|step| step.state).collect()
+}
+
+/// Migrations that the nodes were asked for since the last look.
+fn begun(bench: &mut Bench) -> Vec<MigrationId> {
+    let sent = bench.sent.drain(..);
+    let ids = sent.filter_map(|sent| match sent.body {
+        NodeRequest::Migrate { migration, .. } => Some(migration),
+        _ => None,
+    });
+    ids.collect()
+}
+
+/// The nodes carry a migration out and tell of it.
+fn carry_out(bench: &mut Bench, id: MigrationId) {
+    let record = bench.cluster.records.migrations[&id].clone();
+    let epoch = record.epoch.next().0;
+    let runs = report(&bench.vm(record.vm), DomainState::Running, epoch);
+    let done = bench.moving(id, MigrationPhase::Completed, epoch);
+    bench.say(record.source.as_str(), NodeMessage::Migration(done));
+    bench.say(record.target.as_str(), NodeMessage::Domain(runs));
+    bench.say(record.source.as_str(), NodeMessage::DomainGone(record.vm));
+}
+
+fn carry_all_out(bench: &mut Bench) {
+    loop {
+        let ids = begun(bench);
+        if ids.is_empty() {
+            return;
+        }
+        ids.into_iter().for_each(|id| carry_out(bench, id));
+    }
+}
+
+fn on(bench: &Bench, name: &str) -> usize {
+    let node = node(name);
+    let vms = bench.cluster.vms();
+    vms.iter()
+        .filter(|vm| vm.node.as_ref() == Some(&node))
+        .count()
+}
+
+/// Three nodes of 1 GiB; three VMs of 256 MiB on the first, one on the second.
+fn three() -> (Bench, Vec<VmId>) {
+    let mut bench = Bench::of(&["node-1", "node-2", "node-3"]);
+    let mut vms: Vec<VmId> = ["a", "b", "c"]
+        .map(|name| bench.running(name, "node-1"))
+        .into();
+    vms.push(bench.running("d", "node-2"));
+    (bench, vms)
+}
+
+#[test]
+fn a_dry_run_changes_nothing_and_shows_every_step() {
+    let (mut bench, _) = three();
+    let request = DrainRequest {
+        dry_run: true,
+        ..DrainRequest::default()
+    };
+    let plan = drain(&mut bench, "node-1", request).unwrap();
+    assert_eq!(plan.state, PlanState::Proposed);
+    assert_eq!(plan.steps.len(), 3);
+    let targets: Vec<_> = plan.steps.iter().map(|s| s.target.to_string()).collect();
+    assert_eq!(targets, ["node-3", "node-2", "node-3"], "the emptier first");
+    // 256 MiB at 110 MiB/s each, all at once.
+    assert_eq!(plan.estimate, Millis(2327));
+    assert!(bench.cluster.plans().is_empty());
+    assert!(!bench.cluster.node(&node("node-1")).unwrap().cordoned);
+    assert_eq!(begun(&mut bench), []);
+}
+
+#[test]
+fn a_drain_empties_a_node_and_a_return_fills_it_again() {
+    let (mut bench, vms) = three();
+    let plan = drain(&mut bench, "node-1", DrainRequest::default()).unwrap();
+    assert!(bench.cluster.node(&node("node-1")).unwrap().cordoned);
+    carry_all_out(&mut bench);
+    let ended = now(&bench, &plan);
+    assert_eq!(ended.state, PlanState::Done);
+    assert_eq!(ended.message, "3 of 3 moved; no VM runs on node-1");
+    assert_eq!(on(&bench, "node-1"), 0);
+    // One is stopped meanwhile: it stays where it is.
+    let off = exited(&bench.vm(vms[0]), 2, ExitReason::GuestShutdown);
+    let at = bench.vm(vms[0]).node.unwrap();
+    bench.say(at.as_str(), NodeMessage::Domain(off));
+    let back = bench.step(Input::Return {
+        node: node("node-1"),
+        plan: PlanId::from_u128(777),
+        request: DrainRequest::default(),
+    });
+    let back = plan_of(back.unwrap());
+    assert_eq!((back.steps.len(), back.stopped.len()), (2, 1));
+    carry_all_out(&mut bench);
+    assert_eq!(now(&bench, &back).state, PlanState::Done);
+    assert_eq!(on(&bench, "node-1"), 2);
+    assert!(!bench.cluster.node(&node("node-1")).unwrap().cordoned);
+    let again = bench.step(Input::Return {
+        node: node("node-1"),
+        plan: PlanId::from_u128(778),
+        request: DrainRequest::default(),
+    });
+    assert_eq!(again.unwrap_err().code, codes::STATE_CONFLICT);
+}
+
+#[test]
+fn uncordoning_brings_them_back_when_the_drain_says_so() {
+    let (mut bench, _) = three();
+    let request = DrainRequest {
+        and_return: true,
+        ..DrainRequest::default()
+    };
+    drain(&mut bench, "node-1", request).unwrap();
+    carry_all_out(&mut bench);
+    assert_eq!(on(&bench, "node-1"), 0);
+    let open = Input::Cordon {
+        node: node("node-1"),
+        cordoned: false,
+    };
+    bench.step(open).unwrap();
+    carry_all_out(&mut bench);
+    let last = bench.cluster.plans().pop().unwrap();
+    assert_eq!(
+        (last.state, last.steps.len()),
+        (PlanState::Done, 3),
+        "{last:#?}"
+    );
+    assert_eq!(on(&bench, "node-1"), 3);
+    assert!(
+        bench
+            .cluster
+            .plans()
+            .iter()
+            .all(|p| p.state == PlanState::Done)
+    );
+}
+
+#[test]
+fn it_goes_on_after_a_crash_at_any_step() {
+    for crash in 0..3 {
+        let (mut bench, _) = three();
+        let plan = drain(&mut bench, "node-1", one_by_one()).unwrap();
+        for step in 0..3 {
+            let ids = begun(&mut bench);
+            assert_eq!(ids.len(), 1, "one at once: {:?}", states(&bench, &plan));
+            if step == crash {
+                let told = bench.moving(ids[0], MigrationPhase::Precopy, 1);
+                back_up(&mut bench, told);
+                assert_eq!(begun(&mut bench), [], "it is under way already");
+            }
+            carry_out(&mut bench, ids[0]);
+        }
+        assert_eq!(now(&bench, &plan).state, PlanState::Done);
+        assert_eq!(on(&bench, "node-1"), 0);
+    }
+}
+
+/// Kills the coordinator; the nodes say hello again, the source first, and the
+/// plan does nothing foolish before the others are there.
+fn back_up(bench: &mut Bench, running: MigrationReport) {
+    let domains = |bench: &Bench, name: &str| -> Vec<DomainReport> {
+        let state = &bench.cluster.observed.nodes[&node(name)];
+        state.domains.values().cloned().collect()
+    };
+    let names = ["node-1", "node-2", "node-3"];
+    let all = names.map(|name| (name, domains(bench, name)));
+    bench.restart();
+    for (name, domains) in all {
+        let migrations = (name == "node-1").then(|| running.clone());
+        let hello = NodeHello {
+            facts: Document::of(&facts(1024)).unwrap(),
+            domains,
+            migrations: migrations.into_iter().collect(),
+        };
+        bench.hello(name, 1, hello).unwrap();
+    }
+}
+
+#[test]
+fn what_blocks_a_drain_is_told_before_it_begins() {
+    let (mut bench, vms) = three();
+    bench.migrate(vms[0], Some("node-3")).unwrap();
+    let disk = json!([{ "path": "/iso", "read_only": true }]);
+    let pinned = json!({ "name": "e", "memory": 128, "disks": disk });
+    let pinned = VmSpec::from_value(pinned).unwrap();
+    let (vm, _) = bench.create(pinned, true, Some("node-1")).unwrap();
+    begun(&mut bench);
+    let view = bench.vm(vm);
+    bench.say(
+        "node-1",
+        NodeMessage::Domain(report(&view, DomainState::Running, 1)),
+    );
+    bench
+        .create(spec("off", 64), false, Some("node-1"))
+        .unwrap();
+    let refused = drain(&mut bench, "node-1", DrainRequest::default()).unwrap_err();
+    assert_eq!(refused.code, codes::MIGRATION_BLOCKED);
+    assert_eq!(refused.also.len(), 1, "{refused:?}");
+    assert_eq!(refused.also[0].field.as_deref(), Some("disks[0].shared"));
+    assert!(!bench.cluster.node(&node("node-1")).unwrap().cordoned);
+    let request = DrainRequest {
+        partial: true,
+        ..DrainRequest::default()
+    };
+    let plan = drain(&mut bench, "node-1", request).unwrap();
+    assert_eq!((plan.steps.len(), plan.blockers.len()), (2, 1));
+}
+
+#[test]
+fn no_room_is_a_blocker() {
+    let mut bench = Bench::of(&["node-1", "node-2"]);
+    let _ = ["a", "b", "c"].map(|name| bench.running(name, "node-1"));
+    let _ = ["d", "e"].map(|name| bench.running(name, "node-2"));
+    let refused = drain(&mut bench, "node-1", DrainRequest::default()).unwrap_err();
+    assert_eq!(refused.also[0].code, codes::INSUFFICIENT_RESOURCES);
+}
+
+#[test]
+fn several_plans_never_give_a_target_more_than_it_holds() {
+    let mut bench = Bench::of(&["node-1", "node-2", "node-3"]);
+    let _ = ["a", "b"].map(|name| bench.running(name, "node-1"));
+    let _ = ["c", "d"].map(|name| bench.running(name, "node-2"));
+    let first = drain(&mut bench, "node-1", one_by_one()).unwrap();
+    // The bench checks the room after each step; the second drain has to see what
+    // the first has not even begun.
+    let second = drain(&mut bench, "node-2", one_by_one()).unwrap();
+    let full = bench.create(spec("more", 512), true, None).unwrap_err();
+    assert_eq!(full.code, codes::NO_NODE_FITS);
+    carry_all_out(&mut bench);
+    assert_eq!(now(&bench, &first).state, PlanState::Done);
+    assert_eq!(now(&bench, &second).state, PlanState::Done);
+    assert_eq!(on(&bench, "node-3"), 4);
+}
+
+#[test]
+fn a_target_that_leaves_is_replaced_and_a_stopped_vm_is_skipped() {
+    let (mut bench, vms) = three();
+    let plan = drain(&mut bench, "node-1", one_by_one()).unwrap();
+    bench.pass(Millis(61_000));
+    let first = begun(&mut bench);
+    assert_eq!(plan.steps[1].target, node("node-2"));
+    assert_eq!(plan.steps[1].vm, vms[1]);
+    bench.disconnect("node-2");
+    carry_out(&mut bench, first[0]);
+    let next = begun(&mut bench);
+    let record = &bench.cluster.records.migrations[&next[0]];
+    assert_eq!((record.vm, &record.target), (vms[1], &node("node-3")));
+    let off = exited(&bench.vm(vms[2]), 1, ExitReason::GuestShutdown);
+    bench.say("node-1", NodeMessage::Domain(off));
+    carry_out(&mut bench, next[0]);
+    let ended = now(&bench, &plan);
+    use StepState::{Done, Skipped};
+    assert_eq!(states(&bench, &plan), [Done, Done, Skipped]);
+    assert_eq!(ended.progress[1].target, Some(node("node-3")));
+    assert_eq!(
+        ended.message,
+        "2 of 3 moved, 1 not needed; no VM runs on node-1"
+    );
+}
+
+#[test]
+fn an_abort_stops_what_has_not_begun_and_what_runs_as_asked() {
+    for cancel_running in [false, true] {
+        let (mut bench, _) = three();
+        let plan = drain(&mut bench, "node-1", one_by_one()).unwrap();
+        let ids = begun(&mut bench);
+        let running = bench.moving(ids[0], MigrationPhase::Precopy, 1);
+        bench.say("node-1", NodeMessage::Migration(running));
+        let abort = Input::AbortPlan {
+            plan: plan.id,
+            request: AbortRequest { cancel_running },
+        };
+        let shown = plan_of(bench.step(abort.clone()).unwrap());
+        assert_eq!(shown.state, PlanState::Aborting);
+        let asked = bench.sent.drain(..);
+        let cancels = asked.filter(|s| matches!(s.body, NodeRequest::CancelMigration { .. }));
+        assert_eq!(cancels.count(), usize::from(cancel_running));
+        if cancel_running {
+            let told = bench.moving(ids[0], MigrationPhase::Cancelled, 1);
+            bench.say("node-1", NodeMessage::Migration(told));
+        } else {
+            carry_out(&mut bench, ids[0]);
+        }
+        assert_eq!(now(&bench, &plan).state, PlanState::Aborted);
+        assert_eq!(on(&bench, "node-1"), if cancel_running { 3 } else { 2 });
+        assert_eq!(begun(&mut bench), []);
+        assert_eq!(bench.step(abort).unwrap_err().code, codes::STATE_CONFLICT);
+    }
+}
+
+#[test]
+fn a_rebalance_evens_out_and_then_rests() {
+    let mut bench = Bench::of(&["node-1", "node-2"]);
+    let _ = ["a", "b", "c", "d"].map(|name| bench.running(name, "node-1"));
+    let plan = rebalance(&mut bench, RebalanceRequest::default()).unwrap();
+    assert_eq!(plan.steps.len(), 2);
+    let imbalance = plan.imbalance.unwrap();
+    assert!(
+        imbalance.before > 600_000 && imbalance.after == 0,
+        "{imbalance:?}"
+    );
+    let busy = rebalance(&mut bench, RebalanceRequest::default()).unwrap_err();
+    assert_eq!(busy.code, codes::BUSY);
+    carry_all_out(&mut bench);
+    assert_eq!((on(&bench, "node-1"), on(&bench, "node-2")), (2, 2));
+    let again = rebalance(&mut bench, RebalanceRequest::default()).unwrap();
+    assert_eq!((again.state, again.steps.len()), (PlanState::Proposed, 0));
+}
+
+/// A step that fails ends a rebalance: what was computed does not hold any more.
+#[test]
+fn a_failure_ends_a_rebalance() {
+    let mut bench = Bench::of(&["node-1", "node-2"]);
+    let _ = ["a", "b", "c", "d"].map(|name| bench.running(name, "node-1"));
+    let request = RebalanceRequest {
+        limits: one_by_one().limits,
+        ..RebalanceRequest::default()
+    };
+    let plan = rebalance(&mut bench, request).unwrap();
+    let ids = begun(&mut bench);
+    let failed = bench.moving(ids[0], MigrationPhase::Failed, 1);
+    bench.say("node-1", NodeMessage::Migration(failed));
+    assert_eq!(
+        states(&bench, &plan),
+        [StepState::Failed, StepState::Aborted]
+    );
+    assert_eq!(now(&bench, &plan).state, PlanState::Failed);
+    assert_eq!(begun(&mut bench), []);
+}
+
+#[test]
+fn a_continuous_rebalance_begins_by_itself_and_leaves_alone_what_moved() {
+    let mut settings = settings();
+    settings.rebalance.mode = RebalanceMode::Continuous;
+    let mut bench = Bench::with(settings);
+    for name in ["node-1", "node-2"] {
+        bench.join(name).unwrap();
+        bench.connect(name, 1024, vec![]);
+    }
+    let _ = ["a", "b", "c", "d"].map(|name| bench.running(name, "node-1"));
+    bench.restart_connected(&["node-1", "node-2"]);
+    begun(&mut bench);
+    bench.pass(Millis(300_000));
+    carry_all_out(&mut bench);
+    assert_eq!((on(&bench, "node-1"), on(&bench, "node-2")), (2, 2));
+    // Those that stayed are stopped: what moved would have to move back.
+    let first: Vec<VmView> = bench.cluster.vms();
+    let stayed = first.iter().filter(|vm| vm.node == Some(node("node-1")));
+    for vm in stayed {
+        let off = exited(vm, 1, ExitReason::GuestShutdown);
+        bench.say("node-1", NodeMessage::Domain(off));
+    }
+    bench.pass(Millis(300_000));
+    assert_eq!(begun(&mut bench), [], "within the cool-down");
+    bench.pass(Millis(3_600_000));
+    assert_eq!(begun(&mut bench).len(), 1);
+}
+
+#[test]
+fn rebalancing_can_be_switched_off() {
+    let mut settings = settings();
+    settings.rebalance.mode = RebalanceMode::Off;
+    let mut bench = Bench::with(settings);
+    let refused = rebalance(&mut bench, RebalanceRequest::default()).unwrap_err();
+    assert_eq!(refused.code, codes::STATE_CONFLICT);
+    assert!(bench.timers.is_empty());
+}
+
+#[test]
+fn wrong_limits_and_nodes_are_refused() {
+    let (mut bench, _) = three();
+    let mut request = one_by_one();
+    request.limits.parallel = 0;
+    let refused = drain(&mut bench, "node-1", request).unwrap_err();
+    assert_eq!(refused.field.as_deref(), Some("limits.parallel"));
+    let refused = drain(&mut bench, "node-9", one_by_one()).unwrap_err();
+    assert_eq!(refused.code, codes::NOT_FOUND);
+    drain(&mut bench, "node-1", one_by_one()).unwrap();
+    let refused = drain(&mut bench, "node-1", one_by_one()).unwrap_err();
+    assert_eq!(refused.code, codes::BUSY);
+    bench.disconnect("node-2");
+    let refused = drain(&mut bench, "node-2", one_by_one()).unwrap_err();
+    assert_eq!(refused.code, codes::NODE_UNREACHABLE);
+}
