@@ -6,6 +6,7 @@
 #   guest   QEMU and what scripts/guest-image unpacks packages with
 #   test    cargo-nextest, and programs that tests and the demo call
 #   lint    cargo-deny, shellcheck
+#   htools  Ganeti's hbal, for a comparison
 # Prints one line for each thing that it installs, else nothing. System packages
 # come from apt (through sudo when not root); cargo tools go where `cargo
 # install` puts them. Logs and package lists stay in .cache.
@@ -52,6 +53,7 @@ godwit_setup() {
                 _want jq jq
                 ;;
             lint) _want shellcheck shellcheck ;;
+            htools) missing+=(ganeti-htools) ;;
             *) _setup_die "no setup group $group" ;;
         esac
     done

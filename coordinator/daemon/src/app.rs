@@ -192,6 +192,7 @@ fn settings(config: &Config, authority: &Authority) -> Settings {
         started: UnixMillis::now(),
         placement: config.placement.clone(),
         migrations: config.migrations,
+        rebalance: config.rebalance,
         limits: Limits::default(),
     }
 }

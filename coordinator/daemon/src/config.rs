@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use godwit_coordinator_logic::cluster::MigrationLimits;
+use godwit_coordinator_logic::cluster::{MigrationLimits, RebalanceSettings};
 use godwit_coordinator_logic::placement::{Profiles, Weights};
 use godwit_shared::model::{NodeId, Problem, codes};
 use godwit_shared::transport::TransportOptions;
@@ -53,6 +53,8 @@ pub struct Config {
     pub placement: Profiles,
     /// How many migrations may run at once.
     pub migrations: MigrationLimits,
+    /// Whether, and how, the load is evened out.
+    pub rebalance: RebalanceSettings,
     /// The log filter, in the syntax of `tracing_subscriber::EnvFilter`.
     pub log: String,
 }
@@ -99,6 +101,8 @@ pub struct RawConfig {
     placement: Profiles,
     #[serde(default)]
     migrations: MigrationLimits,
+    #[serde(default)]
+    rebalance: RebalanceSettings,
     log: Option<String>,
 }
 
@@ -140,6 +144,7 @@ impl Config {
             idle_timeout: or(raw.liveness.idle_timeout_ms, default.idle_timeout),
             placement: profiles(raw.placement, &mut found),
             migrations: migrations(raw.migrations, &mut found),
+            rebalance: rebalance(raw.rebalance, &mut found),
             log: log(flags.log.or(raw.log), &mut found),
         };
         found.extend(config.liveness_problem());
@@ -295,6 +300,28 @@ fn migrations(limits: MigrationLimits, found: &mut Vec<Problem>) -> MigrationLim
         }
     }
     limits
+}
+
+fn rebalance(settings: RebalanceSettings, found: &mut Vec<Problem>) -> RebalanceSettings {
+    let all = [
+        ("interval_s", settings.interval_s, "give at least 1"),
+        (
+            "threshold_percent",
+            settings.threshold_percent,
+            "give at least 1: less would move VMs to and fro for nothing",
+        ),
+        (
+            "max_moves",
+            settings.max_moves,
+            "give at least 1, or `mode = \"off\"`",
+        ),
+    ];
+    for (name, value, remedy) in all {
+        if value == 0 {
+            found.push(invalid(&format!("rebalance.{name}"), value, remedy));
+        }
+    }
+    settings
 }
 
 fn log(text: Option<String>, found: &mut Vec<Problem>) -> String {

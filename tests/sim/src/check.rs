@@ -8,11 +8,12 @@
 //! | no lost VM | what was acknowledged is in the coordinator's records, until its deletion was asked for |
 //! | epochs grow | the epoch of a record never goes down |
 //!
-//! At the end, when all was healed for long: every task and every migration has
-//! ended; what the coordinator shows of a VM is what is so; a VM that is wanted
+//! At the end, when all was healed for long: every task, every migration and every
+//! plan has ended; what the coordinator shows of a VM is what is so; a VM that is wanted
 //! running runs, or its end is shown; nothing is left of it anywhere else.
 
-use godwit_shared::model::{DomainState, Epoch, NodeId, RunState, VmId};
+use godwit_coordinator_logic::cluster::Cluster;
+use godwit_shared::model::{DomainState, Epoch, MiB, NodeId, RunState, VmId, VmSpec};
 
 use crate::agenda::{N, node_id};
 use crate::qemu::Qemu;
@@ -100,7 +101,33 @@ impl Sim {
                 ));
             }
         }
+        self.check_given();
         self.check_records();
+    }
+
+    /// What is given away, and what steps of plans that have not begun will need.
+    /// What a node still has of a move that is over is not: the node comes to it
+    /// later than its coordinator, and has a ledger of its own.
+    fn check_given(&mut self) {
+        let Some(cluster) = &self.coordinator.cluster else {
+            return;
+        };
+        let nodes = cluster.snapshot(None).nodes.into_iter();
+        let over = nodes.filter(|node| node.used.memory > MiB(MEMORY));
+        let given = over.map(|node| {
+            let left = node.vms.iter().filter(|vm| is_left(cluster, vm, node.node));
+            let left = left.map(|vm| vm.memory.0).sum::<u64>();
+            (
+                node.node.clone(),
+                node.used.memory.saturating_sub(MiB(left)),
+            )
+        });
+        let worst = given.max_by_key(|(_, memory)| *memory);
+        if let Some((node, memory)) = worst.filter(|(_, memory)| *memory > MiB(MEMORY)) {
+            self.breach(&format!(
+                "{node} has {MEMORY} MiB, and {memory} are taken, or given away"
+            ));
+        }
     }
 
     fn check_records(&mut self) {
@@ -149,6 +176,10 @@ impl Sim {
         if let Some(open) = moves.find(|migration| !migration.phase.is_final()) {
             return Some(format!("a migration never ends: {open:?}"));
         }
+        let mut plans = cluster.plans().into_iter();
+        if let Some(open) = plans.find(|plan| !plan.state.is_final()) {
+            return Some(format!("a plan never ends: {open:?}"));
+        }
         for (n, node) in self.nodes.iter().enumerate() {
             if let Some(m) = node.outgoing.keys().chain(node.incoming.keys()).next() {
                 return Some(format!("node {} never ends migration {m}", n + 1));
@@ -191,4 +222,20 @@ impl Sim {
         }
         found
     }
+}
+
+/// Whether nobody but a process on that node speaks for the VM's being there.
+fn is_left(cluster: &Cluster, vm: &VmSpec, node: &NodeId) -> bool {
+    let view = cluster.vms().into_iter().find(|view| view.name == vm.name);
+    let Some(view) = view else {
+        return false;
+    };
+    let mut moves = cluster.migrations().into_iter();
+    let comes = moves.any(|m| m.vm == view.id && m.target == *node && !m.phase.is_final());
+    let mut tasks = cluster.tasks().into_iter();
+    let starts = tasks.any(|task| task.vm == Some(view.id) && task.ended.is_none());
+    let plans = cluster.plans().into_iter().filter(|p| !p.state.is_final());
+    let planned = plans.flat_map(|plan| plan.steps);
+    let planned = { planned }.any(|step| step.vm == view.id && step.target == *node);
+    view.node.as_ref() != Some(node) && !comes && !starts && !planned
 }

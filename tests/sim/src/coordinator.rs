@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use godwit_coordinator_logic::cluster::{
-    Cluster, Limits, MigrationLimits, RebalanceSettings, Settings,
+    Cluster, Limits, MigrationLimits, RebalanceMode, RebalanceSettings, Settings,
 };
 use godwit_coordinator_logic::effect::{Effect, Timer};
 use godwit_coordinator_logic::input::{Input, Output, SessionId};
@@ -79,7 +79,20 @@ impl Coordinator {
     }
 }
 
-fn settings(now: UnixMillis) -> Settings {
+/// Continuous, and more often than a real cluster would want it.
+fn rebalance(evens: bool) -> RebalanceSettings {
+    RebalanceSettings {
+        mode: match evens {
+            true => RebalanceMode::Continuous,
+            false => RebalanceMode::Manual,
+        },
+        interval_s: 15,
+        cooldown_s: 60,
+        ..RebalanceSettings::default()
+    }
+}
+
+fn settings(now: UnixMillis, evens: bool) -> Settings {
     Settings {
         name: "simulated".into(),
         software: "0.1.0".into(),
@@ -87,7 +100,7 @@ fn settings(now: UnixMillis) -> Settings {
         started: now,
         placement: Profiles::default(),
         migrations: MigrationLimits::default(),
-        rebalance: RebalanceSettings::default(),
+        rebalance: rebalance(evens),
         limits: Limits {
             // Every event is a record: few are kept, or the store is all log.
             events: 20,
@@ -105,7 +118,7 @@ impl Sim {
         let now = self.clock();
         let mut effects = Vec::new();
         let records = self.coordinator.store.clone();
-        match Cluster::load(settings(now), now, records, &mut effects) {
+        match Cluster::load(settings(now, self.evens), now, records, &mut effects) {
             Ok(cluster) => self.coordinator.cluster = Some(cluster),
             Err(error) => return self.breach(&format!("the store cannot be read: {error}")),
         }

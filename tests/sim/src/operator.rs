@@ -1,11 +1,15 @@
 //! Operators: what they want is drawn from the seed, too.
 
+use godwit_coordinator_logic::cluster::Cluster;
 use godwit_coordinator_logic::input::{Input, Ticket};
 use godwit_coordinator_logic::record::Resolution;
 use godwit_node_logic::handoff::TombstoneVerdict;
-use godwit_shared::api::{CommandOptions, CreateVm, MigrateRequest};
+use godwit_shared::api::{
+    AbortRequest, CommandOptions, CreateVm, DrainRequest, MigrateRequest, PlanLimits,
+    RebalanceRequest,
+};
 use godwit_shared::model::{
-    DoubtDecision, LifecycleCommand, MigrationId, MigrationPhase, TaskId, VmId, VmSpec,
+    DoubtDecision, LifecycleCommand, MigrationId, MigrationPhase, PlanId, TaskId, VmId, VmSpec,
 };
 
 use crate::agenda::{What, node_id};
@@ -23,11 +27,12 @@ impl Sim {
             return;
         }
         match self.rng.between(0, 100) {
-            0..22 => self.create(),
-            22..58 => self.order(),
-            58..86 => self.migrate(),
-            86..91 => self.call_off(),
-            _ => self.cordon(),
+            0..20 => self.create(),
+            20..54 => self.order(),
+            54..78 => self.migrate(),
+            78..83 => self.call_off(),
+            83..88 => self.cordon(),
+            _ => self.plan(),
         }
         let next = self.now + self.rng.between(50, 1_200);
         self.agenda.add(next, What::Operator);
@@ -142,7 +147,7 @@ impl Sim {
     }
 
     fn call_off(&mut self) {
-        let open = |cluster: &godwit_coordinator_logic::cluster::Cluster| {
+        let open = |cluster: &Cluster| {
             let all = cluster.migrations().into_iter();
             all.filter(|m| !m.phase.is_final())
                 .map(|m| m.id)
@@ -163,6 +168,62 @@ impl Sim {
         let node = node_id(self.some_place());
         let cordoned = self.rng.permille(400);
         let _ = self.tell_cluster(Input::Cordon { node, cordoned });
+    }
+
+    /// Drains, what brings back what they moved, rebalances, and their aborts.
+    fn plan(&mut self) {
+        let node = node_id(self.some_place());
+        let node_name = node.clone();
+        let plan = PlanId::from_u128(self.fresh());
+        let limits = PlanLimits {
+            parallel: u32::try_from(self.rng.between(1, 4)).unwrap_or(1),
+            bandwidth: None,
+        };
+        let request = DrainRequest {
+            partial: self.rng.permille(700),
+            and_return: self.rng.permille(500),
+            limits,
+            ..DrainRequest::default()
+        };
+        let input = match self.rng.between(0, 10) {
+            0..4 => Input::Drain {
+                node,
+                plan,
+                request,
+            },
+            4..6 => Input::Return {
+                node,
+                plan,
+                request,
+            },
+            6..8 => Input::Rebalance {
+                plan,
+                request: RebalanceRequest {
+                    limits,
+                    ..RebalanceRequest::default()
+                },
+            },
+            _ => return self.abort_plan(),
+        };
+        let told = self.tell_cluster(input);
+        if told.is_ok() {
+            self.report.plans += 1;
+        }
+        let told = told.as_ref().map(|_| ());
+        self.note(&format!("plan {plan} of {node_name}: {}", outcome(&told)));
+    }
+
+    fn abort_plan(&mut self) {
+        let cluster = self.coordinator.cluster.as_ref();
+        let plans = cluster.map(Cluster::plans).unwrap_or_default();
+        let open = plans.iter().filter(|plan| !plan.state.is_final());
+        let open: Vec<PlanId> = open.map(|plan| plan.id).collect();
+        let cancel_running = self.rng.permille(500);
+        if let Some(plan) = self.rng.pick(&open) {
+            self.note(&format!("plan {plan} is called off"));
+            let request = AbortRequest { cancel_running };
+            let _ = self.tell_cluster(Input::AbortPlan { plan, request });
+        }
     }
 
     /// Where nobody but an operator can know what became of a guest, he looks,

@@ -33,6 +33,8 @@ pub struct Report {
     pub breach: Option<String>,
     /// How many guests were moved.
     pub moved: u64,
+    /// How many plans were asked for and taken.
+    pub plans: u64,
     /// How many faults there were.
     pub faults: u64,
     /// What happened, where that was wanted.
@@ -54,6 +56,8 @@ pub struct Sim {
     pub(crate) cuts: BTreeSet<(usize, usize)>,
     pub(crate) truth: BTreeMap<VmId, Truth>,
     pub(crate) mutant: Option<Mutant>,
+    /// The load is evened out without being asked.
+    pub(crate) evens: bool,
     pub(crate) breach: Option<String>,
     pub(crate) ids: u128,
     pub(crate) report: Report,
@@ -73,6 +77,7 @@ impl Sim {
             cuts: BTreeSet::new(),
             truth: BTreeMap::new(),
             mutant,
+            evens: seed.is_multiple_of(3),
             breach: None,
             ids: 0,
             report: Report {
@@ -80,6 +85,7 @@ impl Sim {
                 steps: 0,
                 breach: None,
                 moved: 0,
+                plans: 0,
                 faults: 0,
                 trace: Vec::new(),
                 print: 0,

@@ -10,23 +10,28 @@ use godwit_sim::{Mutant, Report, run, trace};
 
 /// Runs them, and tells which one broke what.
 fn all_hold(seeds: std::ops::Range<u64>) {
-    let (mut steps, mut faults, mut moved) = (0, 0, 0);
+    let (mut steps, mut faults, mut moved, mut plans) = (0, 0, 0, 0);
     for seed in seeds {
         let Report {
             breach,
             steps: taken,
             faults: had,
             moved: left,
+            plans: planned,
             ..
         } = run(seed, None);
         if let Some(breach) = breach {
             panic!("{breach}\nsee it: cargo run -p godwit-sim -- --seed {seed} --trace");
         }
         (steps, faults, moved) = (steps + taken, faults + had, moved + left);
+        plans += planned;
     }
-    println!("{steps} steps, {faults} faults, {moved} guests moved");
+    println!("{steps} steps, {faults} faults, {moved} guests moved, {plans} plans");
     // A simulation in which nothing happens breaks no rule.
-    assert!(moved > 100 && faults > 1_000, "hardly anything happened");
+    assert!(
+        moved > 100 && faults > 1_000 && plans > 500,
+        "hardly anything happened"
+    );
 }
 
 #[test]

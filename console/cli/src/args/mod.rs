@@ -8,6 +8,7 @@ mod cluster;
 mod marks;
 mod parse;
 mod placement;
+mod plan;
 mod vm;
 
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ pub(crate) use cluster::{BackupArgs, ClusterCommand, RestoreArgs};
 pub(crate) use marks::{LabelArgs, LabelChange, TaintArgs, UntaintArgs};
 pub(crate) use parse::{Label, LabelSelector, VmRef};
 pub(crate) use placement::{PlacementCommand, SimulateArgs};
+pub(crate) use plan::{DrainArgs, PlanCommand, RebalanceArgs, ReturnArgs};
 pub(crate) use vm::{
     LifecycleArgs, LogsArgs, MigrateArgs, PlaceArgs, SpecArgs, SpecFlags, StartArgs, VmCommand,
     VmCreateArgs,
@@ -147,6 +149,12 @@ pub(crate) enum Command {
     /// Moves of running VMs between nodes
     #[command(subcommand)]
     Migration(MigrationCommand),
+    /// Drains and rebalances: moves that belong together
+    #[command(subcommand)]
+    Plan(PlanCommand),
+    /// Even the load out, with few moves
+    #[command(after_help = plan::REBALANCE_EXAMPLES)]
+    Rebalance(RebalanceArgs),
     /// Long actions and how they stand
     #[command(subcommand)]
     Task(TaskCommand),
@@ -206,6 +214,12 @@ pub(crate) enum NodeCommand {
         #[arg(required = true)]
         nodes: Vec<NodeId>,
     },
+    /// Empty a node: cordon it, and move its VMs to other nodes
+    #[command(after_help = plan::DRAIN_EXAMPLES)]
+    Drain(DrainArgs),
+    /// Bring the VMs of a node's last drain back, and uncordon it
+    #[command(visible_alias = "undrain")]
+    Return(ReturnArgs),
     /// Keep VMs away that do not tolerate it
     #[command(after_help = marks::TAINT_EXAMPLES)]
     Taint(TaintArgs),

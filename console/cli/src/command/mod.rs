@@ -13,6 +13,7 @@ mod migration;
 mod node;
 mod offline;
 mod placement;
+mod plan;
 mod serial;
 mod splice;
 mod task;
@@ -52,6 +53,8 @@ async fn online(cli: Cli, ui: &Ui) -> Result<(), Failure> {
         Command::Vm(command) => vm::run(command, connect, ui).await,
         Command::Placement(command) => placement::run(command, connect, ui).await,
         Command::Migration(command) => migration::run(command, &connect()?, ui).await,
+        Command::Plan(command) => plan::run(command, &connect()?, ui).await,
+        Command::Rebalance(args) => plan::rebalance(args, &connect()?, ui).await,
         Command::Task(command) => task::run(command, &connect()?, ui).await,
         Command::Events(args) => events::run(&args, &connect()?, ui).await,
         Command::Schema(_) | Command::Completion { .. } | Command::Man { .. } => Ok(()),

@@ -8,6 +8,7 @@ use godwit_shared::prompt;
 use serde_json::json;
 
 use super::marks;
+use super::plan;
 use crate::args::{Format, NodeCommand};
 use crate::client::Client;
 use crate::failure::Failure;
@@ -20,6 +21,8 @@ pub(super) async fn run(command: NodeCommand, client: &Client, ui: &Ui) -> Resul
         NodeCommand::Token { valid } => token(valid, client, ui).await,
         NodeCommand::Cordon { nodes } => mark(&nodes, "cordon", client, ui).await,
         NodeCommand::Uncordon { nodes } => mark(&nodes, "uncordon", client, ui).await,
+        NodeCommand::Drain(args) => plan::drain(args, client, ui).await,
+        NodeCommand::Return(args) => plan::bring_back(args, client, ui).await,
         NodeCommand::Taint(args) => marks::taint(args, client, ui).await,
         NodeCommand::Untaint(args) => marks::untaint(args, client, ui).await,
         NodeCommand::Label(args) => marks::label(args, client, ui).await,

@@ -3,12 +3,12 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use godwit_shared::api::{MigrationView, TaskView};
+use godwit_shared::api::{MigrationView, PlanView, StepState, TaskView};
 use godwit_shared::model::{BytesPerSec, MigrationPhase};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::output::problem::clean;
-use crate::output::views::migration_done;
+use crate::output::views::{migration_done, plan_title};
 use crate::output::{Ui, human};
 
 /// A line whose end can be foreseen.
@@ -112,6 +112,28 @@ impl Line {
         bar.set_prefix(self.label.clone());
         bar.set_length(100);
         bar.set_position(u64::from(done));
+        bar.set_message(text);
+    }
+
+    /// Shows how a plan stands.
+    pub(crate) fn plan(&mut self, plan: &PlanView) {
+        self.label = plan_title(plan);
+        let (ended, all) = (plan.ended_steps(), plan.steps.len());
+        let moving = plan.steps.iter().zip(&plan.progress);
+        let moving = moving.filter(|(_, progress)| progress.state == StepState::Moving);
+        let names: Vec<String> = moving.map(|(step, _)| step.name.to_string()).collect();
+        let text = if names.is_empty() {
+            format!("{ended} of {all}")
+        } else {
+            format!("{ended} of {all}, moving {}", names.join(", "))
+        };
+        let Some(bar) = &self.bar else {
+            return self.tell(&text, &text);
+        };
+        bar.set_style(style(WITH_BAR));
+        bar.set_prefix(self.label.clone());
+        bar.set_length(u64::try_from(all.max(1)).unwrap_or(1));
+        bar.set_position(u64::try_from(ended).unwrap_or(0));
         bar.set_message(text);
     }
 

@@ -9,6 +9,7 @@
 //! Ctrl-C and `--timeout` end the waiting, never the action.
 
 mod board;
+mod plan;
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -26,6 +27,8 @@ use crate::failure::{Exit, Failure};
 use crate::output::{Item, Ui};
 
 use board::{Board, Line};
+
+pub(crate) use plan::watch_plan;
 
 /// How often progress is sampled.
 const SAMPLE: Duration = Duration::from_millis(500);

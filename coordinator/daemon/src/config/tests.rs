@@ -1,4 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+use godwit_coordinator_logic::cluster::RebalanceMode;
+
 use super::*;
 
 fn check(text: &str) -> Result<Config, Problem> {
@@ -113,6 +115,20 @@ fn advertised_addresses_are_read_in_every_form() {
     ] {
         assert_eq!(Advertise::read(bad), None, "{bad:?}");
     }
+}
+
+#[test]
+fn rebalancing_is_set_up_and_checked() {
+    let text = "[rebalance]\nmode = \"continuous\"\ninterval_s = 60\nthreshold_percent = 8";
+    let settings = check(text).unwrap().rebalance;
+    assert_eq!(settings.mode, RebalanceMode::Continuous);
+    assert_eq!((settings.interval_s, settings.threshold_percent), (60, 8));
+    let problem = check("[rebalance]\nthreshold_percent = 0").unwrap_err();
+    assert_eq!(
+        problem.field.as_deref(),
+        Some("rebalance.threshold_percent")
+    );
+    assert!(check("[rebalance]\nmode = \"always\"").is_err());
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod nodes;
 mod openapi;
 mod page;
 mod placement;
+mod plans;
 mod problem;
 mod routes;
 mod tasks;

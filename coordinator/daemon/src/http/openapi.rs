@@ -5,16 +5,18 @@ use std::sync::LazyLock;
 use actix_web::HttpResponse;
 use bytes::Bytes;
 use godwit_shared::api::{
-    Calibrations, CommandOptions, CreateVm, DryRun, Event, MarkRequest, MigrateRequest,
-    MigrationView, NodeView, PlacementView, ProfileView, SimulateRequest, SimulationView, TaskView,
-    TokenRequest, TokenView, VmView,
+    AbortRequest, Calibrations, CommandOptions, CreateVm, DrainRequest, DryRun, Event, MarkRequest,
+    MigrateRequest, MigrationView, NodeView, PlacementView, PlanView, ProfileView,
+    RebalanceRequest, SimulateRequest, SimulationView, TaskView, TokenRequest, TokenView, VmView,
 };
 use godwit_shared::model::Problem;
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
 use utoipa::openapi::{ComponentsBuilder, OpenApi as Document};
 use utoipa::{Modify, OpenApi};
 
-use super::{cluster, console, events, marks, migrations, nodes, page, placement, tasks, vms};
+use super::{
+    cluster, console, events, marks, migrations, nodes, page, placement, plans, tasks, vms,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -32,9 +34,11 @@ use super::{cluster, console, events, marks, migrations, nodes, page, placement,
         console::attach,
         migrations::list, migrations::calibration, migrations::show, migrations::cancel,
         migrations::tune, migrations::resolve,
+        plans::list, plans::show, plans::drain, plans::bring_back, plans::rebalance, plans::abort,
         tasks::list, tasks::show, tasks::cancel,
     ),
     components(schemas(
+        PlanView, DrainRequest, RebalanceRequest, AbortRequest,
         Problem, MarkRequest, ProfileView, SimulateRequest, SimulationView, VmView, CreateVm, CommandOptions, MigrateRequest, DryRun, TaskView, NodeView,
         MigrationView, Calibrations, PlacementView, TokenRequest, TokenView, Event,
     )),
@@ -44,6 +48,7 @@ use super::{cluster, console, events, marks, migrations, nodes, page, placement,
         (name = "nodes", description = "Hosts that run VMs"),
         (name = "vms", description = "Virtual machines"),
         (name = "migrations", description = "Moves of VMs between nodes"),
+        (name = "plans", description = "Moves that belong together: drains, rebalances"),
         (name = "tasks", description = "Long actions"),
         (name = "events", description = "What happens"),
         (name = "open", description = "Calls that need no credential"),

@@ -7,7 +7,7 @@ use godwit_shared::model::{Problem, codes};
 
 use super::problem::Refusal;
 use super::{
-    cluster, console, events, marks, migrations, nodes, openapi, page, placement, tasks, vms,
+    cluster, console, events, marks, migrations, nodes, openapi, page, placement, plans, tasks, vms,
 };
 
 /// One path with its methods.
@@ -94,6 +94,12 @@ pub(super) fn v1() -> Vec<Path> {
         at("/nodes/{node}/absent").post(web::route().to(nodes::absent)),
         at("/nodes/{node}/cordon").post(web::route().to(nodes::cordon)),
         at("/nodes/{node}/uncordon").post(web::route().to(nodes::uncordon)),
+        at("/nodes/{node}/drain").post(web::route().to(plans::drain)),
+        at("/nodes/{node}/return").post(web::route().to(plans::bring_back)),
+        at("/rebalance").post(web::route().to(plans::rebalance)),
+        at("/plans").get(web::route().to(plans::list)),
+        at("/plans/{id}").get(web::route().to(plans::show)),
+        at("/plans/{id}/abort").post(web::route().to(plans::abort)),
         at("/nodes/{node}/marks").post(web::route().to(marks::mark)),
         at("/vms")
             .get(web::route().to(vms::list))

@@ -96,7 +96,7 @@ async fn every_malformed_body_is_named() {
     let deep = "[".repeat(100_000);
     let wrong_spec = json!({"spec": {"name": "a", "memory": "64MB"}}).to_string();
     let many = json!({"spec": {"nme": "a", "memory": "1GiB", "cpu": {"cuont": 2}}}).to_string();
-    let table: [(&str, &str, u16, &str, Option<&str>); 16] = [
+    let table: [(&str, &str, u16, &str, Option<&str>); 19] = [
         ("/vms", "", 400, codes::BODY_INVALID, None),
         ("/vms", "{", 400, codes::BODY_INVALID, None),
         ("/vms", "\u{0}", 400, codes::BODY_INVALID, None),
@@ -166,6 +166,27 @@ async fn every_malformed_body_is_named() {
             400,
             codes::BODY_INVALID,
             Some("policy.channels"),
+        ),
+        (
+            "/nodes/a/drain",
+            "{\"limits\": {\"paralel\": 1}}",
+            400,
+            codes::BODY_INVALID,
+            Some("limits.paralel"),
+        ),
+        (
+            "/rebalance",
+            "{\"limits\": {\"parallel\": 0}}",
+            400,
+            codes::BODY_INVALID,
+            Some("limits.parallel"),
+        ),
+        (
+            "/plans/01970000-0000-7000-8000-000000000001/abort",
+            "{\"cancel_running\": 1}",
+            400,
+            codes::BODY_INVALID,
+            Some("cancel_running"),
         ),
     ];
     for (path, body, status, code, field) in table {

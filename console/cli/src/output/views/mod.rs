@@ -6,6 +6,7 @@ mod event;
 mod migration;
 mod node;
 mod placement;
+mod plan;
 mod simulation;
 mod task;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub(crate) use event::line as event_line;
 pub(crate) use migration::done as migration_done;
 pub(crate) use node::taints;
 pub(crate) use placement::{explain, rehearsal};
+pub(crate) use plan::{plan, plan_title};
 pub(crate) use simulation::simulation;
 
 /// An object as a row.

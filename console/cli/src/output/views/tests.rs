@@ -15,9 +15,9 @@ use crate::output::Ui;
 use crate::output::problem::render;
 use crate::output::table::sheet;
 
-const NOW: u64 = 1_700_000_000_000;
+pub(super) const NOW: u64 = 1_700_000_000_000;
 
-fn ui(width: Option<u16>) -> Ui {
+pub(super) fn ui(width: Option<u16>) -> Ui {
     Ui {
         format: Format::Table,
         colour: false,

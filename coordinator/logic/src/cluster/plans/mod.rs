@@ -18,6 +18,7 @@
 //! never add up to more than a node can hold. A step that waits for room of its
 //! own plan reserves only what is beyond it.
 
+mod rehearse;
 mod room;
 mod run;
 mod scene;
@@ -38,8 +39,11 @@ use crate::effect::{Effect, Timer};
 use crate::input::Output;
 use crate::plan::{self, Balance, Metric, Move, Policy, order};
 use crate::record::{Key, PlanRecord};
+use rehearse::Rehearsal;
 use scene::Scene;
 
+/// How often a rebalance is thought over because placement refuses a move of it.
+const TRIES: usize = 32;
 /// Ended plans that are kept.
 const KEPT: usize = 100;
 
@@ -147,10 +151,9 @@ impl Cluster {
         };
         if let Some(host) = scene.host(node) {
             let found = plan::drain(&scene.model, host, &Metric::GODWIT);
-            let stuck = found.stuck.iter();
-            let stuck = stuck.filter_map(|guest| self.no_room(&scene, *guest, node));
+            let (moves, stuck) = self.rehearse_drain(&scene, node, &found);
             draft.blockers.extend(stuck);
-            draft.steps = self.planned_steps(&scene, &found.moves, &request.limits);
+            draft.steps = self.planned_steps(&scene, &moves, &request.limits);
         }
         draft
     }
@@ -235,7 +238,7 @@ impl Cluster {
         vms: &BTreeSet<VmId>,
         limits: PlanLimits,
     ) -> Draft {
-        let mut scene = self.scene(None);
+        let scene = self.scene(None);
         let mut draft = Draft {
             kind,
             limits,
@@ -247,17 +250,17 @@ impl Cluster {
         let Some(to) = scene.host(node) else {
             return draft;
         };
-        let (mut moves, used) = (Vec::new(), scene.model.hosts[to].used);
+        let mut moves = Vec::new();
+        let mut rehearsal = Rehearsal::new(self);
+        rehearsal.cordon(node, false);
         let away = vms.iter().filter(|vm| self.owner_is_another(**vm, node));
         for vm in away {
-            match self.returning(&mut scene, *vm, to) {
+            match self.returning(&scene, &mut rehearsal, *vm, to) {
                 Ok(one) => moves.push(one),
                 Err(Some(stays)) => draft.blockers.push(stays),
                 Err(None) => draft.stopped.extend(self.stopped_vm(*vm)),
             }
         }
-        // The steps take that room once more.
-        scene.model.hosts[to].used = used;
         draft.steps = self.planned_steps(&scene, &moves, &limits);
         draft
     }
@@ -294,6 +297,10 @@ impl Cluster {
         if settings.mode != RebalanceMode::Continuous || !self.observed.plans.is_empty() {
             return;
         }
+        // Nodes that are still to come back are no reason to move anything.
+        if self.just_started(turn.now) {
+            return;
+        }
         let cooldown = Millis(u64::from(settings.cooldown_s) * 1000);
         let policy = settings.policy(None);
         let draft = self.draft_rebalance(&policy, PlanLimits::default(), Some(cooldown));
@@ -320,8 +327,8 @@ impl Cluster {
         limits: PlanLimits,
         cooldown: Option<Millis>,
     ) -> Draft {
-        let scene = self.scene(cooldown);
-        let moves = plan::rebalance(&scene.model, policy);
+        let mut scene = self.scene(cooldown);
+        let moves = self.worthwhile(&mut scene, policy);
         let mut balance = Balance::of(&scene.model, &policy.metric);
         let before = millionths(balance.score());
         for one in order::steps(&scene.model, &moves) {
@@ -338,6 +345,21 @@ impl Cluster {
             stopped: Vec::new(),
             imbalance: Some(Imbalance { before, after }),
         }
+    }
+
+    /// Moves that placement has nothing against, one after the other. A VM that it
+    /// does not let go stays, and the rest is thought over again.
+    fn worthwhile(&self, scene: &mut Scene, policy: &Policy) -> Vec<Move> {
+        for _ in 0..TRIES {
+            let moves = plan::rebalance(&scene.model, policy);
+            let steps = order::steps(&scene.model, &moves);
+            let moves: Vec<Move> = steps.into_iter().map(|step| step.moving).collect();
+            let Some(refused) = self.first_refused(scene, &moves) else {
+                return moves;
+            };
+            scene.model.guests[refused].movable = false;
+        }
+        Vec::new()
     }
 
     fn planned_steps(&self, scene: &Scene, moves: &[Move], limits: &PlanLimits) -> Vec<PlanStep> {

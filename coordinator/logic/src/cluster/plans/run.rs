@@ -32,7 +32,31 @@ enum Next {
     /// Move it to the node that was decided on.
     Go(Decision),
     /// It has ended.
-    End(StepState, String, Option<Problem>),
+    End(End),
+}
+
+/// How a step ended.
+struct End {
+    state: StepState,
+    message: String,
+    problem: Option<Problem>,
+}
+
+impl End {
+    fn new(state: StepState, message: impl Into<String>) -> Self {
+        Self {
+            state,
+            message: message.into(),
+            problem: None,
+        }
+    }
+
+    fn failed(problem: Problem) -> Self {
+        Self {
+            problem: Some(problem.clone()),
+            ..Self::new(StepState::Failed, problem.message)
+        }
+    }
 }
 
 impl Cluster {
@@ -68,40 +92,36 @@ impl Cluster {
                 Some((place, end))
             })
             .collect();
-        for (place, (state, message, problem)) in &ends {
-            self.end_step(turn, id, *place, *state, message.clone(), problem.clone());
+        let any = !ends.is_empty();
+        for (place, end) in ends {
+            self.end_step(turn, id, place, end);
         }
-        !ends.is_empty()
+        any
     }
 
     /// What came of a step's migration, once it has ended. One that is no longer
     /// kept ended long ago: the VM's place tells how.
-    fn end_of(
-        &self,
-        migration: MigrationId,
-        vm: VmId,
-        target: &NodeId,
-    ) -> Option<(StepState, String, Option<Problem>)> {
-        let there = self.records.vms.get(&vm).and_then(|vm| vm.owner.as_ref());
+    fn end_of(&self, migration: MigrationId, vm: VmId, target: &NodeId) -> Option<End> {
         let Some(record) = self.records.migrations.get(&migration) else {
-            return Some(match there {
-                Some(node) if node == target => (StepState::Done, format!("on {node}"), None),
-                _ => (StepState::Failed, "its migration is unknown".into(), None),
+            let vm = self.records.vms.get(&vm);
+            return Some(match vm.and_then(|vm| vm.owner.as_ref()) {
+                Some(node) if node == target => End::new(StepState::Done, format!("on {node}")),
+                _ => End::new(StepState::Failed, "its migration is unknown"),
             });
         };
         match record.phase {
             MigrationPhase::Completed => {
-                Some((StepState::Done, format!("on {}", record.target), None))
+                let text = format!("on {}", record.target);
+                Some(End::new(StepState::Done, text))
             }
             MigrationPhase::Cancelled => {
-                let message = format!("called off; it stays on {}", record.source);
-                Some((StepState::Aborted, message, None))
+                let text = format!("called off; it stays on {}", record.source);
+                Some(End::new(StepState::Aborted, text))
             }
-            phase if phase.is_final() => {
-                let problem = record.failure.as_ref().map(|f| f.problem.clone());
-                let message = problem.as_ref().map(|problem| problem.message.clone());
-                Some((StepState::Failed, message.unwrap_or_default(), problem))
-            }
+            phase if phase.is_final() => Some(match &record.failure {
+                Some(failure) => End::failed(failure.problem.clone()),
+                None => End::new(StepState::Failed, "its source gave no reason"),
+            }),
             _ => None,
         }
     }
@@ -117,8 +137,8 @@ impl Cluster {
             match self.look_at(turn, id, next) {
                 Next::Wait(reason) => self.step_waits(turn, id, next, reason),
                 Next::Go(made) => changed |= self.begin_step(turn, id, next, made),
-                Next::End(state, message, problem) => {
-                    self.end_step(turn, id, next, state, message, problem);
+                Next::End(end) => {
+                    self.end_step(turn, id, next, end);
                     changed = true;
                 }
             }
@@ -148,7 +168,7 @@ impl Cluster {
             return Next::Wait(String::new());
         };
         let step = &plan.steps[place];
-        let gone = |message: String| Next::End(StepState::Skipped, message, None);
+        let gone = |message: String| Next::End(End::new(StepState::Skipped, message));
         let source = match self.check_source(step.vm) {
             Ok(source) => source,
             Err(problem) => {
@@ -159,7 +179,7 @@ impl Cluster {
             }
         };
         if source == step.target {
-            return Next::End(StepState::Done, format!("on {source}"), None);
+            return Next::End(End::new(StepState::Done, format!("on {source}")));
         }
         if source != step.source {
             return gone(format!("it is on {source} by now"));
@@ -184,8 +204,7 @@ impl Cluster {
         way: (&NodeId, &NodeId),
     ) -> Next {
         let (source, planned) = way;
-        let failed =
-            |problem: Problem| Next::End(StepState::Failed, problem.message.clone(), Some(problem));
+        let failed = |problem| Next::End(End::failed(problem));
         let found = match self.choose_target(vm, source, Some(planned), now) {
             Ok((made, found)) if found.is_empty() => return Next::Go(made),
             Ok((_, found)) => found,
@@ -230,8 +249,7 @@ impl Cluster {
         let other = (target != step.target).then(|| target.clone());
         self.begin_task(turn, task, TaskKind::Migrate, vm, Some(target));
         if let Err(problem) = self.begin_migration(turn, record, task) {
-            let message = problem.message.clone();
-            self.end_step(turn, id, place, StepState::Failed, message, Some(problem));
+            self.end_step(turn, id, place, End::failed(problem));
             return true;
         }
         if let Some(progress) = self.progress_mut(id, place) {
@@ -263,15 +281,12 @@ impl Cluster {
         }
     }
 
-    fn end_step(
-        &mut self,
-        turn: &mut Turn,
-        id: PlanId,
-        place: usize,
-        state: StepState,
-        message: String,
-        problem: Option<Problem>,
-    ) {
+    fn end_step(&mut self, turn: &mut Turn, id: PlanId, place: usize, end: End) {
+        let End {
+            state,
+            message,
+            problem,
+        } = end;
         let Some(plan) = self.records.plans.get_mut(&id).map(|r| &mut r.view) else {
             return;
         };
@@ -287,7 +302,6 @@ impl Cluster {
             let other = record.target != step.target;
             progress.target = other.then(|| record.target.clone());
         }
-        progress.message = Some(message.clone());
         progress.problem = problem;
         let about = About {
             migration: progress.migration,
@@ -301,6 +315,9 @@ impl Cluster {
             state.as_str(),
             plan.steps.len(),
         );
+        if let Some(progress) = self.progress_mut(id, place) {
+            progress.message = Some(message);
+        }
         turn.touch(Key::Plan(id));
         self.note(turn, "plan.step", about, text);
         if state != StepState::Done {
@@ -325,7 +342,7 @@ impl Cluster {
             // Earlier ones of this loop may have reached it.
             let pending = |p: &mut StepProgress| p.state == StepState::Pending;
             if self.progress_mut(id, other).is_some_and(pending) {
-                self.end_step(turn, id, other, StepState::Aborted, why.clone(), None);
+                self.end_step(turn, id, other, End::new(StepState::Aborted, why.clone()));
             }
         }
     }
@@ -341,8 +358,8 @@ impl Cluster {
         for (place, step) in progress.into_iter().enumerate() {
             match (step.state, step.migration) {
                 (StepState::Pending, _) => {
-                    let why = "the plan was called off".to_owned();
-                    self.end_step(turn, id, place, StepState::Aborted, why, None);
+                    let end = End::new(StepState::Aborted, "the plan was called off");
+                    self.end_step(turn, id, place, end);
                 }
                 (StepState::Moving, Some(migration)) => {
                     let queued = self.observed.waiting.contains_key(&migration);
@@ -395,7 +412,7 @@ impl Cluster {
         for (count, what) in [
             (failed, "failed"),
             (skipped, "not needed"),
-            (stopped, "not begun"),
+            (stopped, "called off"),
         ] {
             if count > 0 {
                 message.push_str(&format!(", {count} {what}"));

@@ -9,12 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use godwit_shared::api::{NodeVerdict, PlanLimits, Stays};
 use godwit_shared::model::{
-    BytesPerSec, DomainState, MiB, MigrationPhase, Millis, NodeId, Problem, Usage, VmId, VmName,
-    codes,
+    BytesPerSec, DomainState, MiB, MigrationPhase, Millis, NodeId, Problem, UnixMillis, Usage,
+    VmId, VmName, codes,
 };
 
 use super::super::Cluster;
 use super::super::command::conflict;
+use super::rehearse::Rehearsal;
 use crate::placement::{Request, Snapshot, place};
 use crate::plan::{Guest, Host, Model, Move, room_of};
 use crate::record::VmRecord;
@@ -55,11 +56,17 @@ impl Scene {
     fn guest(&self, vm: VmId) -> Option<usize> {
         self.vms.iter().position(|other| *other == vm)
     }
+
+    /// The move of that guest to that node.
+    pub(super) fn a_move(&self, guest: usize, to: &NodeId) -> Option<Move> {
+        let (from, to) = (self.model.guests.get(guest)?.host, self.host(to)?);
+        Some(Move { guest, from, to })
+    }
 }
 
 impl Cluster {
     /// The nodes and the VMs that run. With a cool-down, those that moved within
-    /// it are not movable.
+    /// it, or could not be moved, are not movable.
     pub(super) fn scene(&self, cooldown: Option<Millis>) -> Scene {
         let mut scene = Scene {
             model: Model::default(),
@@ -125,39 +132,19 @@ impl Cluster {
         }
     }
 
-    /// VMs whose last move ended within that time.
+    /// VMs whose last move ended within that time, however it ended: one that
+    /// fails is not tried again and again.
     fn moved_within(&self, cooldown: Millis) -> BTreeSet<VmId> {
         let now = self.observed.now;
         let records = self.records.migrations.values();
-        let recent = records.filter(|record| {
-            let ended = record.phase == MigrationPhase::Completed;
-            record
-                .ended
-                .is_some_and(|at| ended && at.after(cooldown) > now)
-        });
+        let recent = |at: UnixMillis| at.after(cooldown) > now;
+        let recent = records.filter(|record| record.ended.is_some_and(recent));
         recent.map(|record| record.vm).collect()
     }
 
-    /// Whether it can be moved at all, and if not, why.
+    /// Why it cannot be moved now, if it cannot.
     fn obstacle(&self, record: &VmRecord) -> Option<Problem> {
-        let name = &record.name;
-        if let Some(index) = record
-            .spec
-            .disks
-            .iter()
-            .position(|d| !d.shared && d.read_only)
-        {
-            let text = format!("{name} has a read-only disk that is on its node only");
-            return Some(
-                Problem::new(codes::MIGRATION_BLOCKED, text)
-                    .field(format!("disks[{index}].shared"))
-                    .remedy("put it on shared storage and set `shared: true`, or stop the VM"),
-            );
-        }
-        if let Err(problem) = self.check_source(record.id) {
-            return Some(problem);
-        }
-        None
+        self.check_source(record.id).err()
     }
 
     /// The nodes that could have it, room apart.
@@ -175,9 +162,10 @@ impl Cluster {
             exclude: None,
         };
         // Its own place counts for rules alone.
-        let view = match ruled {
-            true => self.rate(&wish, Some(record.id)),
-            false => place(&masks.snapshot, &wish),
+        let view = if ruled {
+            self.rate(&wish, Some(record.id))
+        } else {
+            place(&masks.snapshot, &wish)
         };
         let fine = view.nodes.iter();
         let fine = fine.filter(|one| suits(one) && self.qemu_is_new_enough(record, &one.node));
@@ -226,6 +214,14 @@ impl Cluster {
         }
     }
 
+    /// What stands against a node whose QEMU is older.
+    pub(super) fn old_qemu(&self, record: &VmRecord, node: &NodeId) -> Option<Problem> {
+        let text = format!("{node} has an older QEMU than {} runs in", record.name);
+        let remedy = format!("bring QEMU up to date on {node}");
+        let problem = || Problem::new(codes::NO_NODE_FITS, text).remedy(remedy);
+        (!self.qemu_is_new_enough(record, node)).then(problem)
+    }
+
     /// VMs of the node that do not move with the others: those that block its
     /// drain, and those that do not run.
     pub(super) fn stays(&self, node: &NodeId) -> (Vec<Stays>, Vec<Stays>) {
@@ -246,12 +242,7 @@ impl Cluster {
             } else if let Some(problem) = self.obstacle(record) {
                 blockers.push(stays(record, problem));
             } else if planned.contains(&record.id) {
-                let text = format!("{} is part of another plan", record.name);
-                let remedy = "wait for that plan, or abort it: `godwit plan list`";
-                blockers.push(stays(
-                    record,
-                    Problem::new(codes::BUSY, text).remedy(remedy),
-                ));
+                blockers.push(stays(record, of_another_plan(record)));
             }
         }
         (blockers, stopped)
@@ -285,37 +276,17 @@ impl Cluster {
         ))
     }
 
-    /// Why a guest has no place.
-    pub(super) fn no_room(&self, scene: &Scene, guest: usize, node: &NodeId) -> Option<Stays> {
-        let record = self.records.vms.get(scene.vms.get(guest)?)?;
-        let host = scene.host(node)?;
-        let open = scene.model.hosts.iter().enumerate();
-        let mut open = open.filter(|(index, other)| *index != host && other.open);
-        let suits = open.any(|(index, _)| scene.model.guests[guest].may_be_on(index));
-        let (name, usage) = (&record.name, Usage::of(&record.spec));
-        let problem = if suits {
-            let (memory, vcpus) = (usage.memory, usage.vcpus);
-            let text = format!("no node has room for {name} ({memory}, {vcpus} vCPUs) as well");
-            Problem::new(codes::INSUFFICIENT_RESOURCES, text)
-                .remedy("add a node, or stop or move other VMs first")
-        } else {
-            let text = format!("no other node can take {name}");
-            Problem::new(codes::NO_NODE_FITS, text)
-                .remedy("see what each node lacks: `godwit vm migrate --dry-run`")
-        };
-        Some(stays(record, problem))
-    }
-
     pub(super) fn owner_is_another(&self, vm: VmId, node: &NodeId) -> bool {
         let record = self.records.vms.get(&vm);
         record.is_some_and(|record| record.owner.as_ref() != Some(node))
     }
 
-    /// One move of a return; what it takes counts for the next. The problem, or
+    /// One move of a return; the next one is tried beside it. The problem, or
     /// nothing when the VM does not run.
-    pub(super) fn returning(
-        &self,
-        scene: &mut Scene,
+    pub(super) fn returning<'a>(
+        &'a self,
+        scene: &Scene,
+        rehearsal: &mut Rehearsal<'a>,
         vm: VmId,
         to: usize,
     ) -> Result<Move, Option<Stays>> {
@@ -328,15 +299,18 @@ impl Cluster {
         if let Some(found) = self.obstacle(record) {
             return Err(problem(found));
         }
-        let guest = scene.guest(vm).ok_or(None)?;
-        let takes = scene.model.guests[guest].takes;
-        let node = &scene.nodes[to];
-        if !scene.model.guests[guest].may_be_on(to) || !scene.model.hosts[to].has_room(&takes) {
-            let text = format!("{} does not fit on {node} any more", record.name);
-            let found = Problem::new(codes::INSUFFICIENT_RESOURCES, text);
-            return Err(problem(found.remedy(format!("make room on {node} first"))));
+        if self.vms_of_plans().contains(&vm) {
+            return Err(problem(of_another_plan(record)));
         }
-        crate::plan::add(&mut scene.model.hosts[to].used, &takes);
+        let guest = scene.guest(vm).ok_or(None)?;
+        let node = &scene.nodes[to];
+        if let Err(nodes) = rehearsal.go(record, Some(node), false) {
+            let text = format!("{} does not fit on {node} any more", record.name);
+            let reasons = nodes.into_iter().flat_map(|verdict| verdict.refused);
+            let found = Problem::new(codes::INSUFFICIENT_RESOURCES, text);
+            let found = found.remedy(format!("make room on {node} first"));
+            return Err(problem(found.and(reasons.collect())));
+        }
         let from = scene.model.guests[guest].host;
         Ok(Move { guest, from, to })
     }
@@ -369,7 +343,13 @@ fn suits(verdict: &NodeVerdict) -> bool {
     refused.all(|problem| passing.contains(&&*problem.code))
 }
 
-fn stays(record: &VmRecord, problem: Problem) -> Stays {
+fn of_another_plan(record: &VmRecord) -> Problem {
+    let text = format!("{} is part of another plan", record.name);
+    let remedy = "wait for that plan, or abort it: `godwit plan list`";
+    Problem::new(codes::BUSY, text).remedy(remedy)
+}
+
+pub(super) fn stays(record: &VmRecord, problem: Problem) -> Stays {
     Stays {
         vm: record.id,
         name: record.name.clone(),

@@ -416,7 +416,12 @@ impl Bench {
 
     /// A VM of 256 MiB that runs on that node.
     pub(super) fn running(&mut self, name: &str, on: &str) -> VmId {
-        let (vm, task) = self.create(spec(name, 256), true, Some(on)).unwrap();
+        self.running_as(spec(name, 256), on)
+    }
+
+    /// One of that spec.
+    pub(super) fn running_as(&mut self, spec: VmSpec, on: &str) -> VmId {
+        let (vm, task) = self.create(spec, true, Some(on)).unwrap();
         let view = self.vm(vm);
         let define = self.asked();
         let before = view.epoch.0 - 1;

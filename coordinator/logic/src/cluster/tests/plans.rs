@@ -1,5 +1,7 @@
 //! Drains, returns and rebalances, asked for and carried out.
 
+use std::collections::BTreeSet;
+
 use godwit_shared::api::{
     AbortRequest, DrainRequest, PlanLimits, PlanState, PlanView, RebalanceRequest, StepState,
 };
@@ -78,7 +80,9 @@ fn carry_all_out(bench: &mut Bench) {
         if ids.is_empty() {
             return;
         }
-        ids.into_iter().for_each(|id| carry_out(bench, id));
+        for id in ids {
+            carry_out(bench, id);
+        }
     }
 }
 
@@ -194,7 +198,7 @@ fn it_goes_on_after_a_crash_at_any_step() {
             assert_eq!(ids.len(), 1, "one at once: {:?}", states(&bench, &plan));
             if step == crash {
                 let told = bench.moving(ids[0], MigrationPhase::Precopy, 1);
-                back_up(&mut bench, told);
+                back_up(&mut bench, &told);
                 assert_eq!(begun(&mut bench), [], "it is under way already");
             }
             carry_out(&mut bench, ids[0]);
@@ -206,7 +210,7 @@ fn it_goes_on_after_a_crash_at_any_step() {
 
 /// Kills the coordinator; the nodes say hello again, the source first, and the
 /// plan does nothing foolish before the others are there.
-fn back_up(bench: &mut Bench, running: MigrationReport) {
+fn back_up(bench: &mut Bench, running: &MigrationReport) {
     let domains = |bench: &Bench, name: &str| -> Vec<DomainReport> {
         let state = &bench.cluster.observed.nodes[&node(name)];
         state.domains.values().cloned().collect()
@@ -228,24 +232,19 @@ fn back_up(bench: &mut Bench, running: MigrationReport) {
 #[test]
 fn what_blocks_a_drain_is_told_before_it_begins() {
     let (mut bench, vms) = three();
+    let apart = json!({ "anti_affinity": [{ "name": "apart", "group": { "app": "web" } }] });
+    for (name, app, node) in [("f", "web", "node-2"), ("g", "web", "node-3")] {
+        ruled(&mut bench, name, app, node, &json!({}));
+    }
+    ruled(&mut bench, "e", "db", "node-1", &apart);
     bench.migrate(vms[0], Some("node-3")).unwrap();
-    let disk = json!([{ "path": "/iso", "read_only": true }]);
-    let pinned = json!({ "name": "e", "memory": 128, "disks": disk });
-    let pinned = VmSpec::from_value(pinned).unwrap();
-    let (vm, _) = bench.create(pinned, true, Some("node-1")).unwrap();
-    begun(&mut bench);
-    let view = bench.vm(vm);
-    bench.say(
-        "node-1",
-        NodeMessage::Domain(report(&view, DomainState::Running, 1)),
-    );
     bench
         .create(spec("off", 64), false, Some("node-1"))
         .unwrap();
     let refused = drain(&mut bench, "node-1", DrainRequest::default()).unwrap_err();
     assert_eq!(refused.code, codes::MIGRATION_BLOCKED);
     assert_eq!(refused.also.len(), 1, "{refused:?}");
-    assert_eq!(refused.also[0].field.as_deref(), Some("disks[0].shared"));
+    assert_eq!(refused.also[0].code, codes::NO_NODE_FITS);
     assert!(!bench.cluster.node(&node("node-1")).unwrap().cordoned);
     let request = DrainRequest {
         partial: true,
@@ -298,8 +297,10 @@ fn a_target_that_leaves_is_replaced_and_a_stopped_vm_is_skipped() {
     bench.say("node-1", NodeMessage::Domain(off));
     carry_out(&mut bench, next[0]);
     let ended = now(&bench, &plan);
-    use StepState::{Done, Skipped};
-    assert_eq!(states(&bench, &plan), [Done, Done, Skipped]);
+    assert_eq!(
+        states(&bench, &plan),
+        [StepState::Done, StepState::Done, StepState::Skipped]
+    );
     assert_eq!(ended.progress[1].target, Some(node("node-3")));
     assert_eq!(
         ended.message,
@@ -406,6 +407,31 @@ fn a_continuous_rebalance_begins_by_itself_and_leaves_alone_what_moved() {
 }
 
 #[test]
+fn a_continuous_rebalance_does_not_try_again_and_again_what_fails() {
+    let mut settings = settings();
+    settings.rebalance.mode = RebalanceMode::Continuous;
+    let mut bench = Bench::with(settings);
+    for name in ["node-1", "node-2"] {
+        bench.join(name).unwrap();
+        bench.connect(name, 1024, vec![]);
+    }
+    let _ = ["a", "b"].map(|name| bench.running(name, "node-1"));
+    bench.restart_connected(&["node-1", "node-2"]);
+    let mut tried = BTreeSet::new();
+    for _ in 0..10 {
+        begun(&mut bench);
+        bench.pass(Millis(300_000));
+        for id in begun(&mut bench) {
+            tried.insert(bench.cluster.records.migrations[&id].vm);
+            let failed = bench.moving(id, MigrationPhase::Failed, 1);
+            bench.say("node-1", NodeMessage::Migration(failed));
+        }
+    }
+    assert_eq!(tried.len(), 2, "another one instead, each once an hour");
+    assert_eq!(bench.cluster.plans().len(), 2);
+}
+
+#[test]
 fn rebalancing_can_be_switched_off() {
     let mut settings = settings();
     settings.rebalance.mode = RebalanceMode::Off;
@@ -430,4 +456,78 @@ fn wrong_limits_and_nodes_are_refused() {
     bench.disconnect("node-2");
     let refused = drain(&mut bench, "node-2", one_by_one()).unwrap_err();
     assert_eq!(refused.code, codes::NODE_UNREACHABLE);
+}
+
+fn ruled(bench: &mut Bench, name: &str, app: &str, node: &str, placement: &serde_json::Value) {
+    let form = json!({
+        "name": name, "memory": 128, "labels": { "app": app }, "placement": placement,
+    });
+    bench.running_as(VmSpec::from_value(form).unwrap(), node);
+}
+
+/// A VM that has to be beside another one that leaves goes where that one went,
+/// whichever of them is the larger.
+#[test]
+fn a_drain_keeps_together_what_belongs_together() {
+    for (first, second) in [("web", "cache"), ("cache", "web")] {
+        let mut bench = Bench::of(&["node-1", "node-2", "node-3"]);
+        let near = json!({ "affinity": [{ "name": "near-web", "group": { "app": "web" } }] });
+        ruled(&mut bench, "x", "web", "node-1", &json!({}));
+        for (name, app) in [("a", first), ("b", second)] {
+            let rules = if app == "cache" {
+                near.clone()
+            } else {
+                json!({})
+            };
+            ruled(&mut bench, name, app, "node-1", &rules);
+        }
+        let plan = drain(&mut bench, "node-1", DrainRequest::default()).unwrap();
+        assert_eq!(plan.steps.len(), 3);
+        carry_all_out(&mut bench);
+        assert_eq!(now(&bench, &plan).state, PlanState::Done);
+        let at = |app: &str| -> Vec<NodeId> {
+            let vms = bench.cluster.vms().into_iter();
+            let those = vms.filter(|vm| vm.spec.labels.get("app").unwrap() == app);
+            those.filter_map(|vm| vm.node).collect()
+        };
+        assert!(at("web").contains(&at("cache")[0]), "{:?}", at("web"));
+    }
+}
+
+/// What a rule forbids is told at the start, with the rule's name.
+#[test]
+fn a_rule_is_a_blocker_that_is_named() {
+    let mut bench = Bench::of(&["node-1", "node-2"]);
+    let apart = json!({ "anti_affinity": [{ "name": "apart", "group": { "app": "web" } }] });
+    ruled(&mut bench, "a", "web", "node-1", &apart);
+    ruled(&mut bench, "b", "web", "node-2", &json!({}));
+    let refused = drain(&mut bench, "node-1", DrainRequest::default()).unwrap_err();
+    let blocked = &refused.also[0];
+    assert_eq!(blocked.code, codes::NO_NODE_FITS);
+    assert!(blocked.also[0].message.contains("apart"), "{blocked:?}");
+}
+
+/// Two that may not be together, and one node for each: the second of them finds
+/// the other one.
+#[test]
+fn moves_of_one_plan_keep_the_rules_between_them() {
+    let mut bench = Bench::of(&["node-1", "node-2", "node-3"]);
+    let even = json!({ "topology_spread": [{ "name": "even", "topology": "host", "max_skew": 1, "group": { "app": "web" } }] });
+    for (name, node) in [
+        ("a", "node-1"),
+        ("b", "node-2"),
+        ("c", "node-3"),
+        ("d", "node-1"),
+    ] {
+        ruled(&mut bench, name, "web", node, &even);
+    }
+    let plan = drain(&mut bench, "node-1", DrainRequest::default()).unwrap();
+    let targets: BTreeSet<_> = plan.steps.iter().map(|s| &s.target).collect();
+    assert_eq!(targets.len(), 2, "{targets:?}");
+    carry_all_out(&mut bench);
+    let ended = now(&bench, &plan);
+    assert!(
+        ended.progress.iter().all(|p| p.target.is_none()),
+        "{ended:#?}"
+    );
 }
