@@ -215,7 +215,9 @@ fn run_hbal(hbal: &Path, path: &Path, cluster: &HbalCluster) -> Fallible<(Vec<f6
     if !output.status.success() {
         return Err(format!("hbal: {text}{}", String::from_utf8_lossy(&output.stderr)).into());
     }
-    let first = text.lines().find_map(|line| line.split("overall ").nth(1));
+    let first = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Initial score: "));
     let first: f64 = first.ok_or("hbal printed no first score")?.trim().parse()?;
     let beyond = first - score(&cluster.model);
     let mut scores = vec![first - beyond];
