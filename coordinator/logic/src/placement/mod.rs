@@ -9,9 +9,13 @@
 //! [`place_explained`] adds to each refused node the smallest change that would
 //! make it fit. That costs several looks at each of them, so it is for operators
 //! who ask, not for decisions. [`simulate`] asks what if.
+//!
+//! Where only the choice matters, [`Index`] makes the same one without looking at
+//! every node: it is kept up to date with every change.
 
 mod explain;
 mod filter;
+mod index;
 mod numa;
 mod profile;
 mod request;
@@ -28,6 +32,7 @@ use godwit_shared::api::{Change, NodeVerdict, PlacementView};
 use filter::Refusal;
 use rules::Rules;
 
+pub use index::{Chosen, Index};
 pub use profile::{Profiles, Weights};
 pub use request::{Candidate, Request, Snapshot};
 pub use simulate::{What, simulate};

@@ -28,10 +28,14 @@ struct Free {
 impl Numa {
     /// What the VMs there leave.
     pub(super) fn on(candidate: &Candidate<'_>, facts: &NodeFacts) -> Self {
-        let mut numa = Self::empty(facts);
         let vms = candidate.vms.iter();
         let vms = vms.map(|vm| (Usage::of(vm), vm.memory_backing));
-        let mut vms: Vec<_> = vms.filter(|(_, backing)| !backing.is_default()).collect();
+        Self::empty(facts).left_by(vms.filter(|(_, backing)| !backing.is_default()).collect())
+    }
+
+    /// What those VMs leave, each with what it asked its memory to be made of.
+    pub(super) fn left_by(&self, mut vms: Vec<(Usage, MemoryBacking)>) -> Self {
+        let mut numa = self.clone();
         vms.sort_by_key(|(usage, backing)| (Reverse(usage.memory), Reverse(usage.vcpus), *backing));
         for (usage, backing) in vms {
             numa.take(usage, backing);
@@ -39,7 +43,8 @@ impl Numa {
         numa
     }
 
-    fn empty(facts: &NodeFacts) -> Self {
+    /// With nothing on it.
+    pub(super) fn empty(facts: &NodeFacts) -> Self {
         let ratio = u64::from(facts.overcommit.cpu_percent);
         let nodes = facts.numa.iter().map(|node| {
             let pages = |size: Hugepages| {

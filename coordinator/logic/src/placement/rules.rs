@@ -285,7 +285,7 @@ fn foreign<'a>(nodes: &[Candidate<'a>], request: &Request<'a>) -> Vec<Foreign<'a
 }
 
 /// The rules of a VM that keep others away from it.
-fn hard_apart(vm: &VmSpec) -> impl Iterator<Item = (&str, Wish<'_>)> {
+pub(super) fn hard_apart(vm: &VmSpec) -> impl Iterator<Item = (&str, Wish<'_>)> {
     let rules = vm.placement.anti_affinity.iter();
     let hard = rules.filter(|rule| rule.mode == RuleMode::Required);
     hard.map(|rule| (rule.name.as_str(), affinity(Kind::Apart, rule)))

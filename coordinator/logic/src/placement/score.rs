@@ -52,7 +52,7 @@ pub(super) fn parts(
         let holds = numa.holds(Usage::of(request.spec), request.spec.memory_backing);
         parts.push(part("numa", BEST * u32::from(holds), weights.numa));
     }
-    if let Some(points) = images(facts, request.spec) {
+    if let Some(points) = images(&facts.images, request.spec) {
         parts.push(part("images", points, weights.images));
     }
     parts.retain(|part| part.weight > 0);
@@ -66,6 +66,11 @@ pub(super) fn total(parts: &[ScorePart]) -> u32 {
         points += u64::from(part.points) * u64::from(part.weight);
         weight += u64::from(part.weight);
     }
+    mean(points, weight)
+}
+
+/// The mean of points that are weighted already; 0 without a weight.
+pub(super) fn mean(points: u64, weight: u64) -> u32 {
     points
         .checked_div(weight)
         .and_then(|mean| u32::try_from(mean).ok())
@@ -73,7 +78,7 @@ pub(super) fn total(parts: &[ScorePart]) -> u32 {
 }
 
 /// What the scorers of memory and vCPUs say to a node that is taken so far.
-fn resources(after: Usage, capacity: Capacity, weights: &Weights) -> [Part; 5] {
+pub(super) fn resources(after: Usage, capacity: Capacity, weights: &Weights) -> [Part; 5] {
     let memory = share_left(after.memory.0, capacity.memory.0);
     let cpu = share_left(after.vcpus.into(), capacity.vcpus.into());
     let taken = BEST - memory.min(cpu);
@@ -87,7 +92,7 @@ fn resources(after: Usage, capacity: Capacity, weights: &Weights) -> [Part; 5] {
 }
 
 /// All points up to four fifths, none when the node is full.
-fn headroom(taken: u32) -> u32 {
+pub(super) fn headroom(taken: u32) -> u32 {
     let over = taken.saturating_sub(FULL_ENOUGH);
     BEST - over * BEST / (BEST - FULL_ENOUGH)
 }
@@ -110,7 +115,7 @@ pub(super) fn soft(taint: &Taint) -> bool {
 }
 
 /// All points without such taints, half with one, a third with two.
-fn taints(facts: &NodeFacts, spec: &VmSpec) -> u32 {
+pub(super) fn taints(facts: &NodeFacts, spec: &VmSpec) -> u32 {
     let disliked = facts
         .taints
         .iter()
@@ -119,13 +124,13 @@ fn taints(facts: &NodeFacts, spec: &VmSpec) -> u32 {
 }
 
 /// Which share of the VM's files the node holds; none when it has no files.
-fn images(facts: &NodeFacts, spec: &VmSpec) -> Option<u32> {
+pub(super) fn images(there: &[String], spec: &VmSpec) -> Option<u32> {
     let boot = [&spec.boot.kernel, &spec.boot.initrd].into_iter().flatten();
     let disks = spec.disks.iter().map(|disk| &disk.path);
     let (mut files, mut held) = (0, 0);
     for file in boot.chain(disks) {
         files += 1;
-        held += u32::from(facts.images.contains(file));
+        held += u32::from(there.contains(file));
     }
     (held * BEST).checked_div(files)
 }

@@ -1,7 +1,8 @@
 //! What if: nodes lost, nodes added, VMs to place.
 //!
 //! It works on a copy of the snapshot with the filters and scores of real
-//! decisions, so the answer is what would happen if nothing else did. The VMs of
+//! decisions, so the answer is what would happen if nothing else did; an index of
+//! the copy decides, and the full scan says why a VM has no place. The VMs of
 //! lost nodes come first, the largest ahead, because they are the hardest to
 //! place; then the new ones in the order in which they were given. Those that
 //! are lost with a node but also run elsewhere (the target of a migration) need
@@ -13,9 +14,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use godwit_shared::api::{Change, NodeVerdict, Placed, Room, SimulationView, Unplaced};
 use godwit_shared::model::{Capacity, MiB, NodeFacts, NodeId, Problem, Usage, VmSpec, codes};
 
+use super::index::{Chosen, Index};
+use super::place_explained;
 use super::profile::Profiles;
 use super::request::{Candidate, Request, Snapshot};
-use super::{place, place_explained};
 
 /// What is supposed.
 #[derive(Debug, Clone, Copy)]
@@ -72,6 +74,10 @@ fn todo<'a>(snapshot: &Snapshot<'a>, what: &What<'a>) -> Vec<(&'a VmSpec, Option
 
 struct World<'a> {
     snapshot: Snapshot<'a>,
+    /// Of the same nodes.
+    index: Index,
+    /// The place of each node in the snapshot.
+    places: BTreeMap<&'a NodeId, usize>,
     profiles: &'a Profiles,
 }
 
@@ -90,11 +96,16 @@ impl<'a> World<'a> {
             used: Usage::default(),
             vms: Vec::new(),
         }));
+        let places = nodes.iter().map(|one| one.node).zip(0..);
+        let places = places.collect();
+        let snapshot = Snapshot {
+            nodes,
+            weights: snapshot.weights,
+        };
         Self {
-            snapshot: Snapshot {
-                nodes,
-                weights: snapshot.weights,
-            },
+            index: Index::of(&snapshot),
+            places,
+            snapshot,
             profiles: what.profiles,
         }
     }
@@ -102,22 +113,22 @@ impl<'a> World<'a> {
     fn settle(&mut self, spec: &'a VmSpec, from: Option<&NodeId>) -> Result<Placed, Unplaced> {
         self.snapshot.weights = self.profiles.weights_for(spec);
         let request = Request::new(spec);
-        let view = place(&self.snapshot, &request);
+        let chosen = self.index.place(&request, &self.snapshot.weights);
         let from = from.cloned();
-        let Some(node) = view.node else {
+        let Some(Chosen { node, score }) = chosen else {
             let explained = place_explained(&self.snapshot, &request);
             return Err(unplaced(spec, from, explained.nodes));
         };
-        if let Some(there) = self.snapshot.nodes.iter_mut().find(|n| *n.node == node) {
+        if let Some(place) = self.places.get(&node) {
+            let there = &mut self.snapshot.nodes[*place];
             there.used = there.used.plus(Usage::of(spec));
             there.vms.push(spec);
         }
-        let score = view.nodes.first().and_then(|best| best.score);
         Ok(Placed {
             vm: spec.name.clone(),
             from,
             node,
-            score: score.unwrap_or_default(),
+            score,
         })
     }
 

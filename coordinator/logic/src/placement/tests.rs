@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod counterfactual;
+mod index;
 mod rules;
 mod whatif;
 

@@ -13,7 +13,7 @@ mod room;
 mod rules;
 
 use godwit_shared::api::Change;
-use godwit_shared::model::{Problem, codes};
+use godwit_shared::model::{NodeFacts, NodeId, Problem, codes};
 
 use super::request::{Candidate, Request};
 use super::rules::Rules;
@@ -51,6 +51,15 @@ pub(super) fn refusals(
     }
     found.extend(rules::refusals(candidate, rules));
     found
+}
+
+/// Whether the node has what the VM needs, whatever else is on it, and bears no
+/// taint that keeps it away: all that the filters say which look neither at other
+/// VMs nor at labels.
+pub(super) fn equipped(node: &NodeId, facts: &NodeFacts, request: &Request<'_>) -> bool {
+    emulator::refusals(node, facts, request).is_empty()
+        && node::taints(node, facts, request).is_empty()
+        && reach::refusals(node, facts, request).is_empty()
 }
 
 fn unfit(message: impl Into<String>) -> Problem {
