@@ -330,9 +330,9 @@ pub(crate) async fn make_sure_it_runs(domain: &Addr<DomainActor>) -> Result<(), 
 }
 
 /// Wakes a migration that failed while QEMU waited at `pre-switchover`: a channel
-/// that breaks then changes its status, but leaves its thread asleep (seen with
-/// QEMU 7.2 and 10.0), and only that thread lets go of the guest. A cancel does
-/// nothing any more; `migrate-continue` wakes whoever waits, at any status.
+/// that breaks then changes its status, but leaves its thread asleep (QEMU 10.0,
+/// `multifd_send_set_error`), and only that thread lets go of the guest. A cancel
+/// does nothing any more; `migrate-continue` wakes whoever waits, at any status.
 async fn wake_the_failed(domain: &Addr<DomainActor>) {
     let arguments = json!({ "state": "failed" });
     if execute(domain, "migrate-continue", arguments).await.is_ok() {
