@@ -155,6 +155,16 @@ pub struct CpuFacts {
     pub features: Vec<String>,
 }
 
+/// Major and minor of a QEMU's version such as `10.0.2`: a guest moves to the same
+/// or a later release only. None where the text does not begin with both.
+pub fn qemu_release(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split('.').map(|part| {
+        let digits: String = part.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse::<u32>().ok()
+    });
+    Some((parts.next()??, parts.next()??))
+}
+
 /// One QEMU of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, ToSchema)]
 pub struct EmulatorFacts {
@@ -173,4 +183,16 @@ pub struct EmulatorFacts {
     /// Its CPU models, by accelerator; none when they were not told.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cpus: Vec<CpuFacts>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_as_numbers() {
+        assert!(qemu_release("9.2.0") < qemu_release("10.0.2"));
+        assert_eq!(qemu_release("7.2.22 (Debian 1:7.2+dfsg-7)"), Some((7, 2)));
+        assert_eq!(qemu_release("x"), None);
+    }
 }

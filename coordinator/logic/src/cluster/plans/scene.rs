@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use godwit_shared::api::{NodeVerdict, PlanLimits, Stays};
+use godwit_shared::model::capacity::qemu_release;
 use godwit_shared::model::{
     BytesPerSec, DomainState, MiB, MigrationPhase, Millis, NodeId, Problem, UnixMillis, Usage,
     VmId, VmName, codes,
@@ -206,7 +207,7 @@ impl Cluster {
             let facts = self.records.nodes.get(node)?.facts.as_ref()?;
             let emulators = facts.emulators.iter();
             let mut own = emulators.filter(|e| e.architecture == record.spec.architecture);
-            release(&own.next()?.version)
+            qemu_release(&own.next()?.version)
         };
         match (record.owner.as_ref().and_then(version), version(node)) {
             (Some(here), Some(there)) => there >= here,
@@ -355,17 +356,4 @@ pub(super) fn stays(record: &VmRecord, problem: Problem) -> Stays {
         name: record.name.clone(),
         problem,
     }
-}
-
-/// `10.0.2` as numbers.
-fn release(version: &str) -> Option<(u32, u32)> {
-    let mut parts = version.split(|c: char| !c.is_ascii_digit());
-    let major = parts.next()?.parse().ok()?;
-    Some((
-        major,
-        parts
-            .next()
-            .and_then(|minor| minor.parse().ok())
-            .unwrap_or(0),
-    ))
 }
