@@ -7,10 +7,12 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use godwit_coordinator_logic::cluster::Cluster;
 use godwit_coordinator_logic::input::{Input, Output};
 use godwit_shared::api::{AbortRequest, DrainRequest, PlanState, PlanView, RebalanceRequest};
-use godwit_shared::model::{NodeId, PlanId, Problem};
+use godwit_shared::model::{PlanId, Problem};
+use serde::de::DeserializeOwned;
 
 use super::answer::{Answer, look_until, unexpected};
 use super::input::{Parameters, body_or_default};
+use super::nodes::name;
 use super::tasks::MAX_WAIT;
 use super::{Api, V1};
 
@@ -72,14 +74,15 @@ pub(super) async fn drain(
     path: web::Path<String>,
     payload: web::Payload,
 ) -> Answer {
-    Parameters::of(&request, &[])?;
-    let body: DrainRequest = body_or_default(&request, payload).await?;
-    let input = Input::Drain {
-        node: name(&path)?,
-        plan: PlanId::generate(),
-        request: body,
-    };
-    begun(api.cluster.apply(input).await?)
+    begin(&api, &request, payload, |plan, request| {
+        let node = name(&path)?;
+        Ok(Input::Drain {
+            node,
+            plan,
+            request,
+        })
+    })
+    .await
 }
 
 /// Brings the VMs of a node's last drain back; the node is uncordoned.
@@ -101,14 +104,15 @@ pub(super) async fn bring_back(
     path: web::Path<String>,
     payload: web::Payload,
 ) -> Answer {
-    Parameters::of(&request, &[])?;
-    let body: DrainRequest = body_or_default(&request, payload).await?;
-    let input = Input::Return {
-        node: name(&path)?,
-        plan: PlanId::generate(),
-        request: body,
-    };
-    begun(api.cluster.apply(input).await?)
+    begin(&api, &request, payload, |plan, request| {
+        let node = name(&path)?;
+        Ok(Input::Return {
+            node,
+            plan,
+            request,
+        })
+    })
+    .await
 }
 
 /// Evens the load out. A plan without steps is answered and not kept.
@@ -127,13 +131,10 @@ pub(super) async fn rebalance(
     request: HttpRequest,
     payload: web::Payload,
 ) -> Answer {
-    Parameters::of(&request, &[])?;
-    let body: RebalanceRequest = body_or_default(&request, payload).await?;
-    let input = Input::Rebalance {
-        plan: PlanId::generate(),
-        request: body,
-    };
-    begun(api.cluster.apply(input).await?)
+    begin(&api, &request, payload, |plan, request| {
+        Ok(Input::Rebalance { plan, request })
+    })
+    .await
 }
 
 /// Calls a plan off. Steps that have not begun will not; moves that run end as
@@ -168,9 +169,18 @@ pub(super) async fn abort(
     }
 }
 
-/// One that was begun, and where to look after it; or one that was only shown.
-fn begun(output: Output) -> Answer {
-    match output {
+/// Has a plan computed: one that was begun, and where to look after it; or one
+/// that was only shown.
+async fn begin<T: DeserializeOwned + Default>(
+    api: &Api,
+    request: &HttpRequest,
+    payload: web::Payload,
+    input: impl FnOnce(PlanId, T) -> Result<Input, Problem>,
+) -> Answer {
+    Parameters::of(request, &[])?;
+    let body = body_or_default(request, payload).await?;
+    let input = input(PlanId::generate(), body)?;
+    match api.cluster.apply(input).await? {
         Output::Plan(view) if view.state == PlanState::Proposed => {
             Ok(HttpResponse::Ok().json(view))
         }
@@ -181,9 +191,4 @@ fn begun(output: Output) -> Answer {
         }
         other => Err(unexpected(&other)),
     }
-}
-
-/// A name that cannot be one is no node's.
-fn name(text: &str) -> Result<NodeId, Problem> {
-    text.parse().map_err(|_| Problem::not_found("node", text))
 }

@@ -110,6 +110,20 @@ struct Draft {
     imbalance: Option<Imbalance>,
 }
 
+impl Draft {
+    /// Nothing moves yet.
+    const fn new(kind: PlanKind, limits: PlanLimits) -> Self {
+        Self {
+            kind,
+            limits,
+            steps: Vec::new(),
+            blockers: Vec::new(),
+            stopped: Vec::new(),
+            imbalance: None,
+        }
+    }
+}
+
 impl Cluster {
     pub(super) fn on_drain(
         &mut self,
@@ -121,14 +135,10 @@ impl Cluster {
         check_limits(&request.limits)?;
         self.member(node)?;
         self.check_no_plan_of(node)?;
-        if !self.is_up(node) {
-            let text = format!("{node} is not connected; nothing can be moved from it");
-            let remedy = format!("see that godwit-node runs on {node}");
-            return Err(Problem::new(codes::NODE_UNREACHABLE, text).remedy(remedy));
-        }
+        self.check_connected(node, "from")?;
         let draft = self.draft_drain(node, request);
         if request.dry_run {
-            return Ok(self.proposed(turn, id, draft));
+            return Ok(self.proposed(id, draft));
         }
         check_blockers(&draft, request.partial)?;
         self.set_cordoned(turn, node, true);
@@ -137,18 +147,12 @@ impl Cluster {
 
     fn draft_drain(&self, node: &NodeId, request: &DrainRequest) -> Draft {
         let scene = self.scene(None);
-        let (blockers, stopped) = self.stays(node);
-        let mut draft = Draft {
-            kind: PlanKind::Drain {
-                node: node.clone(),
-                and_return: request.and_return,
-            },
-            limits: request.limits,
-            steps: Vec::new(),
-            blockers,
-            stopped,
-            imbalance: None,
+        let kind = PlanKind::Drain {
+            node: node.clone(),
+            and_return: request.and_return,
         };
+        let mut draft = Draft::new(kind, request.limits);
+        (draft.blockers, draft.stopped) = self.stays(&scene, node);
         if let Some(host) = scene.host(node) {
             let found = plan::drain(&scene.model, host, &Metric::GODWIT);
             let (moves, stuck) = self.rehearse_drain(&scene, node, &found);
@@ -177,13 +181,9 @@ impl Cluster {
         let (kind, vms) = self.drained(node, drain);
         let draft = self.draft_return(node, kind, &vms, request.limits);
         if request.dry_run {
-            return Ok(self.proposed(turn, id, draft));
+            return Ok(self.proposed(id, draft));
         }
-        if !self.is_up(node) {
-            let text = format!("{node} is not connected; nothing can be moved to it");
-            let remedy = format!("see that godwit-node runs on {node}");
-            return Err(Problem::new(codes::NODE_UNREACHABLE, text).remedy(remedy));
-        }
+        self.check_connected(node, "to")?;
         check_blockers(&draft, request.partial)?;
         self.set_cordoned(turn, node, false);
         Ok(self.begin_plan(turn, id, draft))
@@ -239,14 +239,7 @@ impl Cluster {
         limits: PlanLimits,
     ) -> Draft {
         let scene = self.scene(None);
-        let mut draft = Draft {
-            kind,
-            limits,
-            steps: Vec::new(),
-            blockers: Vec::new(),
-            stopped: Vec::new(),
-            imbalance: None,
-        };
+        let mut draft = Draft::new(kind, limits);
         let Some(to) = scene.host(node) else {
             return draft;
         };
@@ -285,7 +278,7 @@ impl Cluster {
         let policy = settings.policy(request.max_moves);
         let draft = self.draft_rebalance(&policy, request.limits, None);
         if request.dry_run || draft.steps.is_empty() {
-            return Ok(self.proposed(turn, id, draft));
+            return Ok(self.proposed(id, draft));
         }
         Ok(self.begin_plan(turn, id, draft))
     }
@@ -335,15 +328,13 @@ impl Cluster {
             balance.put(one.moving.guest, one.moving.to);
         }
         let after = millionths(balance.score());
+        let kind = PlanKind::Rebalance {
+            continuous: cooldown.is_some(),
+        };
         Draft {
-            kind: PlanKind::Rebalance {
-                continuous: cooldown.is_some(),
-            },
-            limits,
             steps: self.planned_steps(&scene, &moves, &limits),
-            blockers: Vec::new(),
-            stopped: Vec::new(),
             imbalance: Some(Imbalance { before, after }),
+            ..Draft::new(kind, limits)
         }
     }
 
@@ -404,7 +395,7 @@ impl Cluster {
         }
     }
 
-    fn proposed(&self, _turn: &Turn, id: PlanId, draft: Draft) -> Output {
+    fn proposed(&self, id: PlanId, draft: Draft) -> Output {
         let mut view = self.view_of(id, PlanState::Proposed, draft);
         view.message = match (&view.kind, view.steps.len()) {
             (PlanKind::Rebalance { .. }, 0) => "the load is even enough: nothing moves".into(),
@@ -456,6 +447,15 @@ impl Cluster {
         self.call_off(turn, id);
         self.advance_plan(turn, id);
         self.plan(id).map(Output::Plan)
+    }
+
+    fn check_connected(&self, node: &NodeId, way: &str) -> Result<(), Problem> {
+        if self.is_up(node) {
+            return Ok(());
+        }
+        let text = format!("{node} is not connected; nothing can be moved {way} it");
+        let remedy = format!("see that godwit-node runs on {node}");
+        Err(Problem::new(codes::NODE_UNREACHABLE, text).remedy(remedy))
     }
 
     /// Refuses while a drain or a return of that node is under way.

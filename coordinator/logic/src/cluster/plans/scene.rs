@@ -47,6 +47,8 @@ pub(super) struct Scene {
     pub(super) model: Model,
     pub(super) nodes: Vec<NodeId>,
     pub(super) vms: Vec<VmId>,
+    /// VMs that steps of other plans are about.
+    planned: BTreeSet<VmId>,
 }
 
 impl Scene {
@@ -73,11 +75,11 @@ impl Cluster {
             model: Model::default(),
             nodes: Vec::new(),
             vms: Vec::new(),
+            planned: self.vms_of_plans(),
         };
         self.add_hosts(&mut scene);
         let index: BTreeMap<NodeId, usize> = scene.nodes.iter().cloned().zip(0..).collect();
         let recent = cooldown.map(|cooldown| self.moved_within(cooldown));
-        let planned = self.vms_of_plans();
         let mut masks = self.masks();
         for record in self.records.vms.values() {
             let Some(host) = record.owner.as_ref().and_then(|owner| index.get(owner)) else {
@@ -85,7 +87,7 @@ impl Cluster {
             };
             let recent = recent.as_ref().is_some_and(|r| r.contains(&record.id));
             let movable =
-                !recent && !planned.contains(&record.id) && self.obstacle(record).is_none();
+                !recent && !scene.planned.contains(&record.id) && self.obstacle(record).is_none();
             let hosts = movable.then(|| self.mask(record, &scene.nodes, &mut masks));
             scene.vms.push(record.id);
             scene.model.guests.push(Guest {
@@ -225,9 +227,8 @@ impl Cluster {
 
     /// VMs of the node that do not move with the others: those that block its
     /// drain, and those that do not run.
-    pub(super) fn stays(&self, node: &NodeId) -> (Vec<Stays>, Vec<Stays>) {
+    pub(super) fn stays(&self, scene: &Scene, node: &NodeId) -> (Vec<Stays>, Vec<Stays>) {
         let (mut blockers, mut stopped) = (Vec::new(), Vec::new());
-        let planned = self.vms_of_plans();
         for record in self.records.vms.values() {
             let here = record.owner.as_ref() == Some(node);
             let coming = self.migration_of(record.id).is_some_and(|id| {
@@ -242,7 +243,7 @@ impl Cluster {
                 stopped.extend(self.stopped_vm(record.id));
             } else if let Some(problem) = self.obstacle(record) {
                 blockers.push(stays(record, problem));
-            } else if planned.contains(&record.id) {
+            } else if scene.planned.contains(&record.id) {
                 blockers.push(stays(record, of_another_plan(record)));
             }
         }
@@ -300,7 +301,7 @@ impl Cluster {
         if let Some(found) = self.obstacle(record) {
             return Err(problem(found));
         }
-        if self.vms_of_plans().contains(&vm) {
+        if scene.planned.contains(&vm) {
             return Err(problem(of_another_plan(record)));
         }
         let guest = scene.guest(vm).ok_or(None)?;
