@@ -144,23 +144,30 @@ async fn collect(api: Api, seen: Arc<Mutex<Vec<Arrived>>>, wake: watch::Sender<u
     let mut last = 0;
     loop {
         if let Ok(stream) = api.event_stream(last).await {
-            let mut bytes = stream.bytes_stream();
-            let mut text = String::new();
-            while let Some(Ok(chunk)) = bytes.next().await {
-                let at = Instant::now();
-                text.push_str(&String::from_utf8_lossy(&chunk));
-                while let Some(end) = text.find("\n\n") {
-                    let block: String = text.drain(..end + 2).collect();
-                    let Some(event) = parse_event(&block) else {
-                        continue;
-                    };
-                    last = last.max(event.seq);
-                    let mut all = seen.lock().unwrap_or_else(PoisonError::into_inner);
-                    all.push(Arrived { at, event });
-                    wake.send_replace(all.len());
-                }
-            }
+            let take = |arrived: Arrived| {
+                last = last.max(arrived.event.seq);
+                let mut all = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                all.push(arrived);
+                wake.send_replace(all.len());
+            };
+            each(stream, take).await;
         }
         tokio::time::sleep(crate::wait::STEP).await;
+    }
+}
+
+/// Hands over every event of a stream until it ends.
+pub async fn each(stream: reqwest::Response, mut take: impl FnMut(Arrived)) {
+    let mut bytes = stream.bytes_stream();
+    let mut text = String::new();
+    while let Some(Ok(chunk)) = bytes.next().await {
+        let at = Instant::now();
+        text.push_str(&String::from_utf8_lossy(&chunk));
+        while let Some(end) = text.find("\n\n") {
+            let block: String = text.drain(..end + 2).collect();
+            if let Some(event) = parse_event(&block) {
+                take(Arrived { at, event });
+            }
+        }
     }
 }

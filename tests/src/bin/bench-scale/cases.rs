@@ -106,7 +106,7 @@ impl Bench<'_> {
         let swarm = &self.swarm;
         stream::iter(0..vms)
             .map(|number| async move {
-                not_too_many(swarm, number).await;
+                not_too_many(swarm, number).await?;
                 create(&cluster.api, number).await
             })
             .buffer_unordered(CREATING)
@@ -270,10 +270,11 @@ impl Spent {
 }
 
 /// The API takes VMs faster than nodes can start them.
-async fn not_too_many(swarm: &Swarm, number: usize) {
-    while number > swarm.running() + UNDER_WAY {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+async fn not_too_many(swarm: &Swarm, number: usize) -> Result<()> {
+    wait::until("room for one more start", LIMIT, || async {
+        Ok((number <= swarm.running() + UNDER_WAY).then_some(()))
+    })
+    .await
 }
 
 async fn create(api: &Api, number: usize) -> Result<TaskView> {

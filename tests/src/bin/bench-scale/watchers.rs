@@ -5,10 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use futures_util::StreamExt as _;
 use godwit_shared::model::{DomainState, VmName};
-use godwit_tests::api::{Api, parse_event};
-use godwit_tests::events::says;
+use godwit_tests::api::Api;
+use godwit_tests::events::{Arrived, each, says};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -63,23 +62,14 @@ impl Watchers {
 }
 
 async fn watch(stream: reqwest::Response, begun: Begun, took: mpsc::UnboundedSender<Duration>) {
-    let mut bytes = stream.bytes_stream();
-    let mut text = String::new();
-    while let Some(Ok(chunk)) = bytes.next().await {
-        let at = Instant::now();
-        text.push_str(&String::from_utf8_lossy(&chunk));
-        while let Some(end) = text.find("\n\n") {
-            let block: String = text.drain(..end + 2).collect();
-            let event = parse_event(&block).filter(|event| {
-                event.kind == "vm.state" && says(event, DomainState::Paused.as_str())
-            });
-            let Some(name) = event.and_then(|event| event.vm) else {
-                continue;
-            };
-            let begun = begun.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(begun) = begun.get(&name) {
-                let _ = took.send(at - *begun);
-            }
+    let take = |Arrived { at, event }: Arrived| {
+        if event.kind != "vm.state" || !says(&event, DomainState::Paused.as_str()) {
+            return;
         }
-    }
+        let begun = begun.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(begun) = event.vm.and_then(|vm| begun.get(&vm)) {
+            let _ = took.send(at - *begun);
+        }
+    };
+    each(stream, take).await;
 }
