@@ -35,12 +35,18 @@ pub(super) struct Share {
     apart: bool,
 }
 
-/// What is on one node. Wide enough that what was added can be taken away again.
+/// What is on one node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Place {
+    taken: Taken,
+    owned: BTreeSet<VmId>,
+}
+
+/// A sum of usages. Wide enough that what was added can be taken away again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Taken {
     vcpus: u64,
     memory: u128,
-    owned: BTreeSet<VmId>,
 }
 
 /// The shares and their sums.
@@ -99,15 +105,12 @@ impl Ledger {
         let Some(place) = self.places.get(node) else {
             return Usage::default();
         };
+        let mut rest = place.taken;
         let share = except.and_then(|vm| self.shares.get(&vm));
-        match share.filter(|share| share.places.contains(node)) {
-            Some(share) => {
-                let mut rest = place.clone();
-                rest.take(share.usage, false);
-                rest.load().used
-            }
-            None => place.load().used,
+        if let Some(share) = share.filter(|share| share.places.contains(node)) {
+            rest.change(share.usage, false);
         }
+        rest.usage()
     }
 
     /// Every VM's share, in the order of their ids.
@@ -146,7 +149,7 @@ impl Ledger {
             self.at(owner, |place| place.own(vm, there));
         }
         for node in &share.places {
-            self.at(node, |place| place.take(share.usage, there));
+            self.at(node, |place| place.taken.change(share.usage, there));
         }
     }
 
@@ -168,7 +171,16 @@ impl Place {
         }
     }
 
-    fn take(&mut self, usage: Usage, there: bool) {
+    fn load(&self) -> Load {
+        Load {
+            used: self.taken.usage(),
+            vms: u32::try_from(self.owned.len()).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+impl Taken {
+    fn change(&mut self, usage: Usage, there: bool) {
         let (vcpus, memory) = (u64::from(usage.vcpus), u128::from(usage.memory.0));
         if there {
             self.vcpus += vcpus;
@@ -179,13 +191,10 @@ impl Place {
         }
     }
 
-    fn load(&self) -> Load {
-        Load {
-            used: Usage {
-                vcpus: u32::try_from(self.vcpus).unwrap_or(u32::MAX),
-                memory: MiB(u64::try_from(self.memory).unwrap_or(u64::MAX)),
-            },
-            vms: u32::try_from(self.owned.len()).unwrap_or(u32::MAX),
+    fn usage(self) -> Usage {
+        Usage {
+            vcpus: u32::try_from(self.vcpus).unwrap_or(u32::MAX),
+            memory: MiB(u64::try_from(self.memory).unwrap_or(u64::MAX)),
         }
     }
 }
