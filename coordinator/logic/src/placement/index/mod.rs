@@ -291,13 +291,11 @@ impl Index {
             there.used.vcpus = there.used.vcpus.saturating_sub(usage.vcpus);
         }
         if !backing.is_default() {
-            let at = there.backed.iter().position(|one| *one == (usage, backing));
-            match at {
-                _ if comes => there.backed.push((usage, backing)),
-                Some(at) => {
-                    there.backed.swap_remove(at);
-                }
-                None => {}
+            let one = (usage, backing);
+            if comes {
+                there.backed.push(one);
+            } else if let Some(at) = there.backed.iter().position(|other| *other == one) {
+                there.backed.swap_remove(at);
             }
             there.recount();
         }
