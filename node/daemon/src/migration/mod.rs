@@ -19,7 +19,7 @@
 //! beside the actor and put their result into that queue.
 
 mod buffers;
-pub(crate) mod calls;
+mod calls;
 mod carry;
 mod disks;
 mod incoming;
@@ -38,6 +38,6 @@ pub use manager::{
     CancelMigration, IncomingConnection, MigrationContext, MigrationManager, QueryVerdict,
     ResolveMigration, StartMigration, TuneMigration, WatchMigration,
 };
-#[cfg(test)]
-pub(crate) use qemu::make_sure_it_runs;
 pub use tombstones::Tombstones;
+#[cfg(test)]
+pub(crate) use {calls::ended_before, qemu::make_sure_it_runs};

@@ -5,7 +5,7 @@ use rustix::process::Signal;
 
 use super::*;
 use crate::domain::DomainActor;
-use crate::migration::calls::ended_before;
+use crate::migration::ended_before;
 use crate::supervisor::messages::Lookup;
 
 #[actix::test]
