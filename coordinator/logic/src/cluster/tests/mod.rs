@@ -167,7 +167,11 @@ impl Bench {
 
     /// A cluster whose nodes, of 1 GiB each, are connected.
     pub(super) fn of(nodes: &[&str]) -> Self {
-        let mut bench = Self::new();
+        Self::of_with(settings(), nodes)
+    }
+
+    pub(super) fn of_with(settings: Settings, nodes: &[&str]) -> Self {
+        let mut bench = Self::with(settings);
         for name in nodes {
             bench.join(name).unwrap();
             bench.connect(name, 1024, vec![]);
@@ -523,4 +527,14 @@ pub(super) fn wants(bench: &Bench, vm: VmId) -> (RunState, Option<String>, u64) 
     let view = bench.vm(vm);
     let node = view.node.map(|node| node.to_string());
     (view.desired, node, view.epoch.0)
+}
+
+/// Which migrations the nodes were asked for since the last look.
+pub(super) fn begun(bench: &mut Bench) -> Vec<MigrationId> {
+    let sent = bench.sent.drain(..);
+    let ids = sent.filter_map(|sent| match sent.body {
+        NodeRequest::Migrate { migration, .. } => Some(migration),
+        _ => None,
+    });
+    ids.collect()
 }

@@ -46,16 +46,6 @@ fn ask(bench: &mut Bench, vm: VmId, to: &str, priority: u8) -> MigrationId {
     migration
 }
 
-/// Which migrations the nodes were asked for since the last look.
-fn begun(bench: &mut Bench) -> Vec<MigrationId> {
-    let sent = bench.sent.drain(..);
-    let ids = sent.filter_map(|sent| match sent.body {
-        NodeRequest::Migrate { migration, .. } => Some(migration),
-        _ => None,
-    });
-    ids.collect()
-}
-
 fn ends(bench: &mut Bench, id: MigrationId, phase: MigrationPhase) {
     let source = bench.cluster.migration(id).unwrap().source;
     let report = bench.moving(id, phase, 1);
