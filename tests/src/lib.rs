@@ -35,4 +35,5 @@ pub mod points;
 pub mod relay;
 pub mod scene;
 pub mod swarm;
+pub mod usage;
 pub mod wait;

@@ -4,12 +4,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use futures_util::future::try_join_all;
 use godwit_shared::model::{LifecycleCommand, MiB, VmSpec};
 use godwit_tests::bare::Recipe;
 use godwit_tests::guest::{self, Work};
 use godwit_tests::harness::{Cluster, ClusterOptions};
+use godwit_tests::usage;
 use serde_json::{Map, Value, json};
 
 const GUESTS: usize = 20;
@@ -166,14 +167,7 @@ fn round(number: f64) -> Value {
     json!((number * 100.0).round() / 100.0)
 }
 
-/// A process's resident memory in MiB (`VmRSS` of proc(5)).
+/// A process's resident memory in MiB, to a tenth.
 fn resident(pid: u32) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let kib = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .and_then(|text| text.trim().strip_suffix("kB"))
-        .and_then(|text| text.trim().parse::<f64>().ok());
-    let mib = kib.context("VmRSS")? / 1024.0;
-    Ok((mib * 10.0).round() / 10.0)
+    Ok((usage::resident(pid)?.now * 10.0).round() / 10.0)
 }

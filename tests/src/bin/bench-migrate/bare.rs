@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use godwit_tests::bare::{Machine, Recipe, time_of};
-use godwit_tests::wait;
+use godwit_tests::{usage, wait};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 
 use crate::lab::{ADDRESSES, End, Lab};
 use crate::sample::{Sample, now};
-use crate::{tls, usage};
+use crate::tls;
 
 /// Most that a guest may take until its memory is filled.
 const FILL: Duration = Duration::from_secs(180);

@@ -12,7 +12,7 @@ use crate::bare::{Bare, Way};
 use crate::lab::Lab;
 use crate::managed::Managed;
 use crate::sample::{Sample, Samples, round};
-use crate::{corpus, usage};
+use crate::{corpus, warm};
 
 /// A guest's memory, and how much of it holds something.
 const MEMORY: MiB = MiB(2048);
@@ -244,7 +244,7 @@ impl<'a> Guests<'a> {
         if writes {
             self.set_writes(side, WRITES).await?;
         }
-        usage::warm_memory(MiB(MEMORY.0 + SPARE.0))?;
+        warm::warm_memory(MiB(MEMORY.0 + SPARE.0))?;
         let sample = match (side, &mut self.tcp, &mut self.tls) {
             (Side::Tcp, Some(bare), _) | (Side::Tls, _, Some(bare)) => bare.migrate(lab).await?,
             _ => self.managed.migrate(lab, self.name).await?,
@@ -309,7 +309,7 @@ async fn many(wish: &Wish, managed: &Managed) -> Result<Many> {
     managed.move_all(&names, true).await?;
     for run in 0..wish.runs {
         for at_once in [false, true] {
-            usage::warm_memory(memory)?;
+            warm::warm_memory(memory)?;
             managed.forget_peaks()?;
             let took = managed.move_all(&names, at_once).await?.as_secs_f64();
             let way = if at_once { "at once" } else { "in turn" };

@@ -12,7 +12,7 @@ mod lab;
 mod managed;
 mod sample;
 mod tls;
-mod usage;
+mod warm;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -41,9 +41,9 @@ Usage: bench-migrate [--json] [--runs N] [--only CASE]... [--alone]
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if let [touch, mib] = args.as_slice()
-        && touch == usage::TOUCH
+        && touch == warm::TOUCH
     {
-        usage::touch(mib.parse().unwrap_or(0));
+        warm::touch(mib.parse().unwrap_or(0));
         return ExitCode::SUCCESS;
     }
     bench::program("bench-migrate", netns::leave, async || run(args).await)

@@ -8,11 +8,10 @@ use futures_util::future::try_join_all;
 use godwit_shared::api::{MigrateRequest, MigrationView};
 use godwit_shared::model::{LifecycleCommand, MiB, MigrationPolicy, VmId, VmSpec};
 use godwit_tests::harness::{Cluster, ClusterOptions, Seat};
-use godwit_tests::wait;
+use godwit_tests::{usage, wait};
 
 use crate::lab::{ADDRESSES, COORDINATOR, Lab};
 use crate::sample::{Sample, now};
-use crate::usage;
 
 const FILL: Duration = Duration::from_secs(180);
 const MOVE: Duration = Duration::from_secs(120);

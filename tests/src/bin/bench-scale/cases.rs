@@ -10,11 +10,10 @@ use godwit_shared::model::{DomainState, VmSpec};
 use godwit_tests::api::Api;
 use godwit_tests::harness::{Cluster, ClusterOptions};
 use godwit_tests::swarm::Swarm;
-use godwit_tests::wait;
+use godwit_tests::{usage, wait};
 use serde_json::{Map, Value, json};
 
 use crate::options::Options;
-use crate::process;
 use crate::watchers::Watchers;
 
 /// Creates that are under way at once.
@@ -94,7 +93,7 @@ impl Bench<'_> {
         self.tell("join_cpu_ms", cpu * 1000.0 / nodes as f64);
         self.tell(
             "rss_mib_without_vms",
-            process::resident(cluster.coordinator.pid()?)?.0,
+            usage::resident(cluster.coordinator.pid()?)?.now,
         );
         Ok(())
     }
@@ -141,9 +140,9 @@ impl Bench<'_> {
         if self.swarm.connected() != before || before != self.options.nodes {
             bail!("{} nodes are connected at rest", self.swarm.connected());
         }
-        let (rss, most) = process::resident(cluster.coordinator.pid()?)?;
-        self.tell("rss_mib", rss);
-        self.tell("rss_most_mib", most);
+        let resident = usage::resident(cluster.coordinator.pid()?)?;
+        self.tell("rss_mib", resident.now);
+        self.tell("rss_most_mib", resident.peak);
         self.tell("cpu_cores_at_rest", cpu / took);
         Ok(())
     }
@@ -256,14 +255,14 @@ struct Spent {
 impl Spent {
     fn begin(cluster: &Cluster) -> Result<Self> {
         Ok(Self {
-            cpu: process::cpu_time(cluster.coordinator.pid()?)?,
+            cpu: usage::cpu(cluster.coordinator.pid()?)?,
             at: Instant::now(),
         })
     }
 
     /// Seconds on the clock, and of the CPU.
     fn end(&self, cluster: &Cluster) -> Result<(f64, f64)> {
-        let cpu = process::cpu_time(cluster.coordinator.pid()?)?;
+        let cpu = usage::cpu(cluster.coordinator.pid()?)?;
         let cpu = cpu.checked_sub(self.cpu).context("another process")?;
         Ok((self.at.elapsed().as_secs_f64(), cpu.as_secs_f64()))
     }

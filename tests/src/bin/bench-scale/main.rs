@@ -7,7 +7,6 @@
 
 mod cases;
 mod options;
-mod process;
 mod watchers;
 
 use std::io::Write as _;

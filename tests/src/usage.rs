@@ -1,14 +1,15 @@
 //! What processes use: CPU time and memory, from /proc (proc(5)).
 
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use godwit_shared::model::MiB;
+use anyhow::{Context, Result};
 
 /// CPU time of a process, user and system, and of its children that have ended
 /// and were waited for.
-pub(crate) fn cpu(pid: u32) -> Result<Duration> {
+///
+/// # Errors
+/// When /proc does not tell.
+pub fn cpu(pid: u32) -> Result<Duration> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     ticks_of(&text, 11, 4)
         .map(time)
@@ -17,7 +18,10 @@ pub(crate) fn cpu(pid: u32) -> Result<Duration> {
 
 /// CPU time of the whole machine, by whatever used it, a hypervisor that took it
 /// away included.
-pub(crate) fn machine() -> Result<Duration> {
+///
+/// # Errors
+/// When /proc does not tell.
+pub fn machine() -> Result<Duration> {
     let text = std::fs::read_to_string("/proc/stat")?;
     busy_ticks(&text)
         .map(time)
@@ -33,7 +37,10 @@ fn busy_ticks(stat: &str) -> Option<u64> {
 }
 
 /// CPU time of the children of this process that have ended and were waited for.
-pub(crate) fn reaped() -> Result<Duration> {
+///
+/// # Errors
+/// When /proc does not tell.
+pub fn reaped() -> Result<Duration> {
     let text = std::fs::read_to_string("/proc/self/stat")?;
     ticks_of(&text, 13, 2)
         .map(time)
@@ -55,13 +62,18 @@ fn ticks_of(stat: &str, first: usize, count: usize) -> Option<u64> {
 
 /// Resident memory, in MiB: now, and the most since [`forget_peak`].
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Resident {
-    pub(crate) now: f64,
-    pub(crate) peak: f64,
+pub struct Resident {
+    /// Now.
+    pub now: f64,
+    /// The most.
+    pub peak: f64,
 }
 
 /// `VmRSS` and `VmHWM`.
-pub(crate) fn resident(pid: u32) -> Result<Resident> {
+///
+/// # Errors
+/// When /proc does not tell.
+pub fn resident(pid: u32) -> Result<Resident> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let mib = |key: &str| {
         let text = status.lines().find_map(|line| line.strip_prefix(key))?;
@@ -75,34 +87,11 @@ pub(crate) fn resident(pid: u32) -> Result<Resident> {
 }
 
 /// Sets the peak back to what is resident now.
-pub(crate) fn forget_peak(pid: u32) -> Result<()> {
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn forget_peak(pid: u32) -> Result<()> {
     Ok(std::fs::write(format!("/proc/{pid}/clear_refs"), "5")?)
-}
-
-/// The argument with which this program touches memory and ends.
-pub(crate) const TOUCH: &str = "--touch-mib";
-
-/// Has the hypervisor back as much memory as a run will take, and frees it: the
-/// first touch of memory that was long unused costs seconds per GiB on such
-/// machines and would hide everything else. In huge pages, because QEMU asks
-/// for those, and a process of its own, because that is how the C library is
-/// told to (glibc's manual, "Memory Allocation Tunables").
-pub(crate) fn warm_memory(size: MiB) -> Result<()> {
-    let warmed = Command::new(std::env::current_exe()?)
-        .args([TOUCH, &size.0.to_string()])
-        .env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-        .status()?;
-    ensure!(warmed.success(), "memory could not be touched: {warmed}");
-    Ok(())
-}
-
-/// What that process does.
-pub(crate) fn touch(mib: usize) {
-    let mut memory = vec![0_u8; mib << 20];
-    for page in memory.chunks_mut(4096) {
-        page[0] = 1;
-    }
-    std::hint::black_box(&memory);
 }
 
 #[cfg(test)]
