@@ -22,6 +22,7 @@ use godwit_shared::model::{
 use godwit_shared::wire::codec::{decode, encode};
 use godwit_shared::wire::document::Document;
 use godwit_shared::wire::frame::MAX_FRAME;
+use godwit_shared::wire::lease::{Circle, LeaseAnswer, LeaseAsk, LeaseGrant, LeaseRequest};
 use godwit_shared::wire::peer::{DiskPlan, Prepare, SourceMessage, TargetMessage};
 use godwit_shared::wire::uplink::{
     ConsoleAnswer, ConsoleOpen, CoordinatorMessage, JoinAnswer, JoinRequest, LogKind, Member,
@@ -124,6 +125,30 @@ fn peer_messages_keep_their_bytes() {
     insta::assert_snapshot!("peer", lines.0);
 }
 
+#[test]
+fn lease_messages_keep_their_bytes() {
+    let mut lines = Lines::default();
+    let ask = LeaseAsk {
+        request: lease_request(),
+        length: Millis(20_000),
+        margin: Millis(5_000),
+    };
+    lines.pin("LeaseAsk", &ask);
+    for answer in [
+        LeaseAnswer::Granted(lease_grant()),
+        LeaseAnswer::Vouched { number: 7 },
+        LeaseAnswer::Refused,
+    ] {
+        let kind = match &answer {
+            LeaseAnswer::Granted(_) => "LeaseAnswer::Granted",
+            LeaseAnswer::Vouched { .. } => "LeaseAnswer::Vouched",
+            LeaseAnswer::Refused => "LeaseAnswer::Refused",
+        };
+        lines.pin(kind, &answer);
+    }
+    insta::assert_snapshot!("lease", lines.0);
+}
+
 proptest! {
     #[test]
     fn arbitrary_bytes_are_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
@@ -213,6 +238,14 @@ fn node_messages() -> Vec<NodeMessage> {
         },
         NodeMessage::AskVerdict(verdict_query()),
         NodeMessage::RenewCertificate { csr: "CSR".into() },
+        NodeMessage::RenewLease {
+            of: None,
+            request: lease_request(),
+        },
+        NodeMessage::RenewLease {
+            of: Some("node-2".parse().unwrap()),
+            request: lease_request(),
+        },
     ]
 }
 
@@ -227,6 +260,8 @@ fn node_message_kind(message: &NodeMessage) -> &'static str {
         NodeMessage::Reply { .. } => "Reply::Err",
         NodeMessage::AskVerdict(_) => "AskVerdict",
         NodeMessage::RenewCertificate { .. } => "RenewCertificate",
+        NodeMessage::RenewLease { of: None, .. } => "RenewLease",
+        NodeMessage::RenewLease { .. } => "RenewLease::Of",
     }
 }
 
@@ -254,6 +289,10 @@ fn coordinator_messages() -> Vec<CoordinatorMessage> {
         CoordinatorMessage::Certificate {
             chain: "PEM".into(),
         },
+        CoordinatorMessage::Lease {
+            of: None,
+            grant: lease_grant(),
+        },
     ]
 }
 
@@ -265,6 +304,7 @@ fn coordinator_message_kind(message: &CoordinatorMessage) -> &'static str {
         CoordinatorMessage::Request { .. } => "Request",
         CoordinatorMessage::Verdict { .. } => "Verdict",
         CoordinatorMessage::Certificate { .. } => "Certificate",
+        CoordinatorMessage::Lease { .. } => "Lease",
     }
 }
 
@@ -313,6 +353,10 @@ fn node_requests() -> Vec<NodeRequest> {
             kind: LogKind::Qemu,
             lines: 100,
         },
+        NodeRequest::WithholdVouch {
+            node: "node-2".parse().unwrap(),
+            period: Millis(25_000),
+        },
     ]
 }
 
@@ -327,6 +371,7 @@ fn node_request_kind(request: &NodeRequest) -> &'static str {
         NodeRequest::WatchMigration { .. } => "NodeRequest::WatchMigration",
         NodeRequest::Verdict(_) => "NodeRequest::Verdict",
         NodeRequest::Log { .. } => "NodeRequest::Log",
+        NodeRequest::WithholdVouch { .. } => "NodeRequest::WithholdVouch",
     }
 }
 
@@ -342,6 +387,9 @@ fn node_replies() -> Vec<NodeReply> {
             blockers: vec![problem()],
             forecast: Some(forecast()),
         },
+        NodeReply::Withheld {
+            left: Millis(3_000),
+        },
     ]
 }
 
@@ -354,6 +402,7 @@ fn node_reply_kind(reply: &NodeReply) -> &'static str {
         NodeReply::Verdict(Verdict::Refused) => "NodeReply::Verdict(Refused)",
         NodeReply::Verdict(Verdict::Lost) => "NodeReply::Verdict(Lost)",
         NodeReply::Rehearsal { .. } => "NodeReply::Rehearsal",
+        NodeReply::Withheld { .. } => "NodeReply::Withheld",
     }
 }
 
@@ -516,6 +565,25 @@ const COMMANDS: [LifecycleCommand; 8] = [
     LifecycleCommand::Delete,
 ];
 
+fn lease_request() -> LeaseRequest {
+    LeaseRequest {
+        number: 7,
+        circle: 2,
+    }
+}
+
+fn lease_grant() -> LeaseGrant {
+    LeaseGrant {
+        number: 7,
+        length: Millis(20_000),
+        margin: Millis(5_000),
+        circle: Circle {
+            version: 3,
+            members: vec!["node-1".parse().unwrap(), "node-2".parse().unwrap()],
+        },
+    }
+}
+
 fn exit_reasons() -> Vec<ExitReason> {
     vec![
         ExitReason::GuestShutdown,
@@ -526,6 +594,7 @@ fn exit_reasons() -> Vec<ExitReason> {
             detail: "signal 9".into(),
         },
         ExitReason::HostReboot,
+        ExitReason::LeaseLost,
     ]
 }
 
@@ -537,6 +606,7 @@ fn exit_kind(exit: &ExitReason) -> &'static str {
         ExitReason::FailedToStart { .. } => "ExitReason::FailedToStart",
         ExitReason::Crashed { .. } => "ExitReason::Crashed",
         ExitReason::HostReboot => "ExitReason::HostReboot",
+        ExitReason::LeaseLost => "ExitReason::LeaseLost",
     }
 }
 

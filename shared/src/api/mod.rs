@@ -47,6 +47,7 @@ mod marks;
 mod placement;
 mod plan;
 mod profile;
+mod protection;
 
 use std::collections::BTreeMap;
 
@@ -70,6 +71,7 @@ pub use placement::{
 };
 pub use plan::*;
 pub use profile::ProfileView;
+pub use protection::{FencedBy, LeaseState, LeaseView, ProtectionView};
 
 /// The cluster in a few numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
@@ -161,6 +163,9 @@ pub struct NodeView {
     pub used: Usage,
     /// VMs on it.
     pub vms: u32,
+    /// The lease under which it runs protected VMs.
+    #[serde(default)]
+    pub lease: Option<LeaseView>,
 }
 
 /// Asks for a join token.
@@ -246,6 +251,9 @@ pub struct VmView {
     pub usage: Option<DomainUsage>,
     /// When it was created.
     pub created: UnixMillis,
+    /// What becomes of it when its node is lost; none when nothing does.
+    #[serde(default)]
+    pub protection: Option<ProtectionView>,
 }
 
 /// Moves a VM.

@@ -118,6 +118,11 @@ macro_rules! uuid_id {
                 Self(Uuid::now_v7())
             }
 
+            /// The id as a number.
+            pub const fn as_u128(self) -> u128 {
+                self.0.as_u128()
+            }
+
             /// An id with a chosen value: for tests and simulations.
             pub const fn from_u128(value: u128) -> Self {
                 Self(Uuid::from_u128(value))

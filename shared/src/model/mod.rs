@@ -24,4 +24,4 @@ pub use spec::VmSpec;
 pub use state::{
     AgentState, DomainReport, DomainState, DomainUsage, ExitReason, LifecycleCommand, RunState,
 };
-pub use units::{Bytes, BytesPerSec, MiB, Millis, UnixMillis};
+pub use units::{BootMillis, Bytes, BytesPerSec, MiB, Millis, UnixMillis};

@@ -55,6 +55,10 @@ pub mod codes {
         NO_NODE_FITS = "no_node_fits";
         /// The node cannot be reached.
         NODE_UNREACHABLE = "node_unreachable";
+        /// The node holds no lease, and runs no protected VM without one.
+        LEASE_LOST = "lease_lost";
+        /// A fence agent did not switch its node off.
+        FENCE_FAILED = "fence_failed";
         /// The node still has VMs.
         NODE_NOT_EMPTY = "node_not_empty";
         /// The join token is not one.

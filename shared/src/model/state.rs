@@ -113,6 +113,8 @@ pub enum ExitReason {
     },
     /// The host was booted anew; its QEMUs ended with it.
     HostReboot,
+    /// Its node's lease ended, so that it may be started elsewhere.
+    LeaseLost,
 }
 
 impl std::fmt::Display for ExitReason {
@@ -124,6 +126,7 @@ impl std::fmt::Display for ExitReason {
             Self::FailedToStart { error } => write!(f, "QEMU did not start: {error}"),
             Self::Crashed { detail } => write!(f, "QEMU ended unexpectedly: {detail}"),
             Self::HostReboot => f.write_str("the host was rebooted"),
+            Self::LeaseLost => f.write_str("stopped because its node's lease ended"),
         }
     }
 }

@@ -75,6 +75,31 @@ unit! {
     UnixMillis
 }
 
+unit! {
+    /// Milliseconds since the host was booted, those included in which it was
+    /// suspended (`CLOCK_BOOTTIME`): it never jumps and means nothing elsewhere.
+    BootMillis
+}
+
+impl BootMillis {
+    /// How long before `later` this was; zero if it was not.
+    pub const fn until(self, later: Self) -> Millis {
+        Millis(later.0.saturating_sub(self.0))
+    }
+
+    /// This much later.
+    #[must_use]
+    pub const fn after(self, wait: Millis) -> Self {
+        Self(self.0.saturating_add(wait.0))
+    }
+
+    /// This much earlier.
+    #[must_use]
+    pub const fn before(self, wait: Millis) -> Self {
+        Self(self.0.saturating_sub(wait.0))
+    }
+}
+
 impl MiB {
     /// The same size in bytes.
     pub const fn bytes(self) -> Bytes {

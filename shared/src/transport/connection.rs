@@ -221,10 +221,28 @@ impl Connection {
     /// # Errors
     /// When the connection has ended.
     pub async fn accept_control(&self) -> Result<Option<(Sender, Receiver)>, StreamError> {
+        let control = self
+            .accept_first(|kind| kind == StreamKind::Control)
+            .await?;
+        Ok(control.map(|(_, sender, receiver)| (sender, receiver)))
+    }
+
+    /// The next stream that the peer has opened of one of the kinds that `wanted`
+    /// takes; like [`accept_control`](Self::accept_control).
+    ///
+    /// # Errors
+    /// When the connection has ended.
+    pub async fn accept_first(
+        &self,
+        wanted: impl Fn(StreamKind) -> bool,
+    ) -> Result<Option<(StreamKind, Sender, Receiver)>, StreamError> {
         let mut streams = self.0.streams.lock().await;
         while streams.early.len() < WAITING_STREAMS {
             match streams.arrived.recv().await {
-                Some((StreamKind::Control, send, recv)) => return Ok(Some(self.wrap(send, recv))),
+                Some((kind, send, recv)) if wanted(kind) => {
+                    let (sender, receiver) = self.wrap(send, recv);
+                    return Ok(Some((kind, sender, receiver)));
+                }
                 Some(other) => streams.early.push_back(other),
                 None => {
                     drop(streams);

@@ -39,6 +39,8 @@ pub enum StreamKind {
     },
     /// Whatever can wait: images, backups, logs.
     Bulk,
+    /// One question about a lease, and its answer.
+    Lease,
 }
 
 impl StreamKind {
@@ -47,6 +49,7 @@ impl StreamKind {
     pub fn priority(self) -> i32 {
         match self {
             Self::Control => 100,
+            Self::Lease => 90,
             Self::Memory { .. } | Self::Disk { .. } => 50,
             Self::Console { .. } => 20,
             Self::Bulk => 0,
@@ -279,6 +282,7 @@ mod tests {
             [3, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
         );
         assert_eq!(encode(&StreamKind::Bulk).unwrap(), [4]);
+        assert_eq!(encode(&StreamKind::Lease).unwrap(), [5]);
     }
 
     #[test]
@@ -290,6 +294,7 @@ mod tests {
                 vm: VmId::from_u128(1),
             },
             StreamKind::Bulk,
+            StreamKind::Lease,
         ];
         assert!(
             others

@@ -11,6 +11,7 @@
 pub mod codec;
 pub mod document;
 pub mod frame;
+pub mod lease;
 pub mod peer;
 pub mod piece;
 pub mod uplink;

@@ -14,6 +14,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::document::Document;
+use super::lease::{LeaseGrant, LeaseRequest};
 use crate::model::{
     DomainReport, DoubtDecision, Epoch, Forecast, LifecycleCommand, MigrationFailure,
     MigrationFigures, MigrationId, MigrationPhase, MigrationPolicy, MigrationProgress,
@@ -70,6 +71,14 @@ pub enum NodeMessage {
         /// PKCS #10, PEM.
         csr: String,
     },
+    /// Asks for a lease ([`super::lease`]).
+    RenewLease {
+        /// Who asks; none for the sender. A node without a session asks through
+        /// its peers.
+        of: Option<NodeId>,
+        /// What it asks.
+        request: LeaseRequest,
+    },
 }
 
 /// From the coordinator.
@@ -112,6 +121,13 @@ pub enum CoordinatorMessage {
     Certificate {
         /// Leaf first, then the CA.
         chain: String,
+    },
+    /// A lease.
+    Lease {
+        /// Whose; none for the receiver.
+        of: Option<NodeId>,
+        /// The grant.
+        grant: LeaseGrant,
     },
 }
 
@@ -193,6 +209,13 @@ pub enum NodeRequest {
         /// At most so many lines from its end.
         lines: u32,
     },
+    /// Vouch no more for that node's lease, for twice the period at least.
+    WithholdVouch {
+        /// The node.
+        node: NodeId,
+        /// Its lease's length and margin together.
+        period: Millis,
+    },
 }
 
 /// Logs of a domain.
@@ -222,6 +245,11 @@ pub enum NodeReply {
         blockers: Vec<Problem>,
         /// How it would go; none when it could not be sampled.
         forecast: Option<Forecast>,
+    },
+    /// The word not to vouch.
+    Withheld {
+        /// How long a lease may still last that this node has vouched for.
+        left: Millis,
     },
 }
 

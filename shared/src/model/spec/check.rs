@@ -31,6 +31,7 @@ impl VmSpec {
         self.check_disks(&mut found);
         self.check_nics(&mut found);
         self.check_placement(&mut found);
+        self.check_protection(&mut found);
         found
     }
 

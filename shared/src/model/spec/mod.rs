@@ -14,6 +14,7 @@ mod check;
 mod check_placement;
 mod parse;
 pub mod placement;
+mod protection;
 pub mod taint;
 #[cfg(test)]
 mod tests;
@@ -25,13 +26,14 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::id::VmName;
-use super::units::MiB;
+use super::units::{MiB, Millis};
 
 pub use parse::{SpecFormat, json_schema};
 pub use placement::{
     AffinityRule, Hugepages, MemoryBacking, NumaFit, PlacementSpec, RuleMode, SpreadRule, Taint,
     TaintEffect, Toleration,
 };
+pub use protection::Protection;
 
 /// One VM as its operator describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
@@ -81,6 +83,17 @@ pub struct VmSpec {
     /// Where the VM may run.
     #[serde(default)]
     pub placement: PlacementSpec,
+    /// What becomes of it when its node is lost.
+    #[serde(default)]
+    pub protection: Protection,
+    /// Protected VMs of a lost node are started again in the order of their
+    /// priorities, the highest first: -1000 to 1000.
+    #[serde(default)]
+    pub priority: i32,
+    /// How long to wait, in milliseconds, before it is started again: a moment
+    /// for the node to return, or for what the guest needs to come up first.
+    #[serde(default)]
+    pub restart_delay: Millis,
 }
 
 /// Guest architectures, by QEMU's names.
