@@ -9,6 +9,7 @@ pub mod compat;
 pub mod domain;
 pub mod forecast;
 pub mod handoff;
+pub mod lease;
 pub mod numa;
 pub mod packing;
 pub mod qemu;

@@ -85,6 +85,8 @@ pub enum Event {
     Silent(Problem),
     /// QEMU said something after it had been silent.
     Heard,
+    /// The node's lease ended, and QEMU was ended for that; its end follows.
+    LeaseLost,
     /// QEMU ended.
     Exited {
         /// The exit status or the signal, as far as it could be seen.

@@ -357,6 +357,7 @@ impl Domain {
             Event::Happened(happening) => self.on_happened(happening, out),
             Event::Silent(problem) => self.on_silent(problem),
             Event::Heard => self.on_heard(out),
+            Event::LeaseLost => self.on_lease_lost(),
             Event::Exited {
                 detail,
                 last_words,

@@ -325,6 +325,13 @@ impl Domain {
         }
     }
 
+    /// Whoever ended it first gave the reason.
+    pub(super) fn on_lease_lost(&mut self) {
+        if self.process != Process::None {
+            self.ending.get_or_insert(ExitReason::LeaseLost);
+        }
+    }
+
     pub(super) fn on_exited(
         &mut self,
         detail: String,
