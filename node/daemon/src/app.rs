@@ -10,12 +10,13 @@
 //! daemon stops, and every QEMU stays as it is.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor as _, Addr, Arbiter};
 use godwit_shared::model::capacity::{EmulatorFacts, NodeFacts};
-use godwit_shared::model::{Problem, codes};
+use godwit_shared::model::{BootMillis, Problem, codes};
 use godwit_shared::pki::{Identity, NodeIdentity};
 use godwit_shared::transport::{BindError, Endpoint, TransportRuntime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -25,8 +26,10 @@ use crate::acceptor::accept_peers;
 use crate::bus::NodeBus;
 use crate::config::{HostPort, NodeConfig};
 use crate::facts::node_facts;
+use crate::guard::Guard;
 use crate::host::{self, EndpointsFile, HostDescription, NodePaths, StateLock};
 use crate::identity::{self, IdentityStore, JoinedCluster, chain_of};
+use crate::lease::{LeaseKeeper, LeaseParams};
 use crate::members;
 use crate::migration::{MigrationContext, MigrationManager, Tombstones};
 use crate::numa::Roots;
@@ -171,7 +174,7 @@ struct Node {
     accepting: AbortHandle,
     uplink: Addr<Uplink>,
     /// Their threads end with them.
-    _arbiters: [Arbiter; 2],
+    _arbiters: [Arbiter; 3],
 }
 
 impl Node {
@@ -185,12 +188,15 @@ impl Node {
         let bus = NodeBus::new();
         bus.set_members(members::load(&paths.members()));
 
+        let guard = Guard::new(&paths.run_dir, own_program()?, config.watchdog.clone());
+        let stop_at = begin_guard(&guard).await;
         let supervisor = Supervisor::new(SupervisorContext {
             paths: paths.clone(),
             bus: bus.clone(),
             boot_id: facts.boot_id.clone(),
             emulators: emulators.clone(),
             capacity: facts.capacity,
+            guard: guard.clone(),
         })
         .start();
         let identity = IdentityStore::new(
@@ -199,7 +205,17 @@ impl Node {
             member.me.clone(),
             endpoint.clone(),
         );
-        let arbiters = [Arbiter::new(), Arbiter::new()];
+        let arbiters = [Arbiter::new(), Arbiter::new(), Arbiter::new()];
+        let lease = LeaseParams {
+            node: member.me.node.clone(),
+            guard,
+            endpoint: endpoint.clone(),
+            members: bus.members(),
+            file: paths.lease(),
+        };
+        let lease = LeaseKeeper::start_in_arbiter(&arbiters[2].handle(), move |_| {
+            LeaseKeeper::new(lease, stop_at)
+        });
         let uplink = Uplink::new(UplinkParams {
             endpoint: endpoint.clone(),
             identity: identity.clone(),
@@ -208,6 +224,7 @@ impl Node {
             bus: bus.clone(),
             members_file: paths.members(),
             pace: Pace::default(),
+            lease: Some(lease.clone()),
         });
         let uplink = Uplink::start_in_arbiter(&arbiters[0].handle(), |_| uplink);
         let migrations = MigrationManager::new(MigrationContext {
@@ -222,11 +239,12 @@ impl Node {
             domains: paths.domains(),
             run_dir: paths.run_dir.clone(),
             tombstones: Tombstones::open(paths.migrations())?,
+            lease: Some(lease.clone().recipient()),
         });
         let migrations = MigrationManager::start_in_arbiter(&arbiters[1].handle(), |_| migrations);
 
         restored(&supervisor).await?;
-        let serve = Serve(Services::of(&supervisor, &migrations));
+        let serve = Serve(Services::of(&supervisor, &migrations, &lease));
         uplink.send(serve).await.map_err(Problem::internal)??;
         let peers = accept_peers(endpoint.clone(), bus.members(), migrations.recipient());
         let accepting = actix::spawn(peers).abort_handle();
@@ -263,6 +281,30 @@ impl Node {
         // Gone only with its arbiter.
         let _ = self.uplink.send(uplink::End).await;
         self.endpoint.close().await;
+    }
+}
+
+/// This daemon's binary, which is the guardian's as well.
+fn own_program() -> Result<PathBuf, Problem> {
+    std::env::current_exe().map_err(|error| {
+        Problem::new(
+            codes::HOST_IO,
+            format!("the daemon's binary is not found: {error}"),
+        )
+        .remedy("see that /proc is mounted")
+    })
+}
+
+/// Makes sure that there is a guardian. When protected VMs stop, if it knows.
+async fn begin_guard(guard: &Guard) -> Option<BootMillis> {
+    let guard = guard.clone();
+    let begun = tokio::task::spawn_blocking(move || guard.begin()).await;
+    match begun.unwrap_or_else(|error| Err(Problem::internal(error))) {
+        Ok(stop_at) => stop_at,
+        Err(problem) => {
+            tracing::error!(%problem, "no protected VM can run");
+            None
+        }
     }
 }
 

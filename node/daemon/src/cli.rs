@@ -35,6 +35,20 @@ pub enum Command {
     /// the cluster's certificate authority, so a foreign coordinator is refused
     /// before it learns anything.
     Join(JoinArgs),
+    /// End the VMs that run under the node's lease when it ends (begun by `run`).
+    #[command(hide = true)]
+    Guard(GuardArgs),
+}
+
+/// Arguments of `guard`.
+#[derive(Args)]
+pub struct GuardArgs {
+    /// Where its socket is.
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: PathBuf,
+    /// The watchdog that resets the host when it cannot end them.
+    #[arg(long, value_name = "DEVICE")]
+    pub watchdog: Option<PathBuf>,
 }
 
 /// Arguments of `run`.

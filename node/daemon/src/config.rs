@@ -66,6 +66,8 @@ pub struct NodeConfig {
     pub emulators: BTreeMap<Architecture, PathBuf>,
     /// How fast a lost peer is noticed.
     pub liveness: Liveness,
+    /// The watchdog that the guardian of protected VMs feeds, if it is there.
+    pub watchdog: Option<PathBuf>,
     /// The log filter, in the syntax of `tracing_subscriber::EnvFilter`.
     pub log: String,
 }
@@ -131,6 +133,7 @@ pub struct RawConfig {
     emulators: BTreeMap<Architecture, PathBuf>,
     #[serde(default)]
     liveness: RawLiveness,
+    watchdog: Option<String>,
     log: Option<String>,
 }
 
@@ -181,6 +184,7 @@ impl NodeConfig {
             placement: placement::check(about_placement, &mut found),
             emulators: emulators(raw.emulators, &mut found),
             liveness: liveness(&raw.liveness, &mut found),
+            watchdog: watchdog(raw.watchdog, &mut found),
             log: log(flags.log.or(raw.log), &mut found),
         };
         Problem::refuse(found).map(|()| config)
@@ -252,6 +256,15 @@ fn run_dir(path: Option<PathBuf>, found: &mut Vec<Problem>) -> PathBuf {
         found.push(invalid("run_dir", path.display(), remedy));
     }
     path
+}
+
+fn watchdog(text: Option<String>, found: &mut Vec<Problem>) -> Option<PathBuf> {
+    let text = text.filter(|text| text != "off")?;
+    if !text.starts_with("/dev/") {
+        let remedy = "give the path of a watchdog's device, such as /dev/watchdog0, or \"off\"";
+        found.push(invalid("watchdog", &text, remedy));
+    }
+    Some(text.into())
 }
 
 fn listen(text: Option<String>, found: &mut Vec<Problem>) -> SocketAddr {

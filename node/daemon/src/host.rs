@@ -40,6 +40,11 @@ impl NodePaths {
         self.state_dir.join("members.json")
     }
 
+    /// The terms of the node's lease (JSON).
+    pub fn lease(&self) -> PathBuf {
+        self.state_dir.join("lease.json")
+    }
+
     /// A directory for each domain.
     pub fn domains(&self) -> PathBuf {
         self.state_dir.join("domains")

@@ -9,7 +9,7 @@ use godwit_node::config::NodeConfig;
 use godwit_node::host::{HostDescription, NodePaths};
 use godwit_node::join::Join;
 use godwit_node::logging::LogControl;
-use godwit_node::{app, facts};
+use godwit_node::{app, facts, guard};
 use godwit_shared::model::Problem;
 use godwit_shared::transport::TransportRuntime;
 
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run(&args, cli.log),
         Command::Join(args) => join(&args, cli.log),
+        Command::Guard(args) => guard::run(&args.run_dir, args.watchdog.as_deref()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -45,6 +45,7 @@ use self::console::ConsoleHub;
 use self::messages::DomainSignal;
 use self::place::Place;
 use crate::bus::NodeBus;
+use crate::guard::Guard;
 use crate::host::NodePaths;
 use crate::images::NewImage;
 use crate::journal::{Journal, Record};
@@ -69,6 +70,8 @@ pub struct NodeContext {
     pub emulators: Vec<Emulator>,
     /// Who takes how much.
     pub ledger: Ledger,
+    /// Who ends protected VMs with the node's lease.
+    pub guard: Guard,
 }
 
 /// Owns one QEMU; nothing else talks to it.

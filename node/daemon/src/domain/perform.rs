@@ -206,6 +206,9 @@ impl DomainActor {
             return Err(leaving());
         }
         let spec = &self.record.spec;
+        if spec.protected() {
+            self.node.guard.check()?;
+        }
         let emulator = self.emulator(spec.architecture)?;
         let run = match incoming {
             None => {
@@ -301,13 +304,19 @@ impl DomainActor {
         let arriving = std::mem::take(&mut self.arriving);
         let migration = self.record.handoff.as_ref().map(HandoffRecord::migration);
         let journal = self.journal.clone();
+        let guard = self.guard();
         let start = move |launch: Launch| {
             if let Some(migration) = migration.filter(|_| !arriving.is_empty()) {
                 // On the disk first: whoever removes them has to know of them.
                 journal.sync()?;
                 images::make(&arriving, migration)?;
             }
-            launch.start()
+            let process = launch.start()?;
+            if let Some(Err(problem)) = guard.map(|guard| guard.watch(process.id())) {
+                process.kill();
+                return Err(problem);
+            }
+            Ok(process)
         };
         let started = async move {
             let launch = launch?;

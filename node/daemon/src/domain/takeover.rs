@@ -9,6 +9,7 @@ use godwit_shared::model::Usage;
 
 use super::DomainActor;
 use super::console::tail;
+use crate::guard::Guard;
 use crate::journal::RunRecord;
 use crate::qemu::process::{Ended, Qemu};
 use crate::qemu::rescue::Begun;
@@ -24,7 +25,11 @@ const LAST_WORDS: usize = 4096;
 /// What became of the QEMU in a record.
 enum Found {
     Alive(Qemu),
-    Gone { rebooted: bool },
+    Gone {
+        rebooted: bool,
+        /// It was ended because the node's lease had ended.
+        lease_lost: bool,
+    },
 }
 
 impl DomainActor {
@@ -36,15 +41,26 @@ impl DomainActor {
         let usage = Usage::of(&self.record.spec);
         self.node.ledger.hold(self.vm(), usage);
         let (boot_id, qmp) = (self.node.boot_id.clone(), self.place.qmp());
-        let search = tokio::task::spawn_blocking(move || find(&run, &boot_id, &qmp));
+        let guard = self.guard();
+        let search =
+            tokio::task::spawn_blocking(move || find(&run, &boot_id, &qmp, guard.as_ref()));
         self.later(search, ctx, |actor, found, ctx| match found {
             Ok(Found::Alive(process)) => actor.adopt(process, ctx),
-            Ok(Found::Gone { rebooted }) => actor.found_dead(rebooted, ctx),
+            Ok(Found::Gone {
+                rebooted,
+                lease_lost,
+            }) => actor.found_dead(rebooted, lease_lost, ctx),
             Err(error) => {
                 tracing::error!(vm = %actor.vm(), %error, "the search for QEMU failed");
-                actor.found_dead(false, ctx);
+                actor.found_dead(false, false, ctx);
             }
         });
+    }
+
+    /// Who ends this VM with the node's lease, where it is protected.
+    pub(super) fn guard(&self) -> Option<Guard> {
+        let protected = self.record.spec.protected();
+        protected.then(|| self.node.guard.clone())
     }
 
     fn adopt(&mut self, process: Qemu, ctx: &mut Context<Self>) {
@@ -71,8 +87,11 @@ impl DomainActor {
         });
     }
 
-    fn found_dead(&mut self, rebooted: bool, ctx: &mut Context<Self>) {
+    fn found_dead(&mut self, rebooted: bool, lease_lost: bool, ctx: &mut Context<Self>) {
         self.taken_over = true;
+        if lease_lost {
+            self.tell(Event::LeaseLost, ctx);
+        }
         let end = Event::Exited {
             detail: "it ended while godwit-node was not running".to_owned(),
             last_words: String::new(),
@@ -96,14 +115,21 @@ impl DomainActor {
     pub(super) fn follow(&mut self, process: Qemu, ctx: &mut Context<Self>) {
         let log = self.place.qemu_log();
         let offset = self.record.run.as_ref().map_or(0, |run| run.log_offset);
-        let ended = process.clone().ended();
+        let (id, guard, ended) = (process.id(), self.guard(), process.clone().ended());
         self.process = Some(process);
+        let look = move || {
+            let lease_lost = guard.is_some_and(|guard| guard.has_ended(id));
+            (lease_lost, last_words(&log, offset))
+        };
         let ended = async move {
             let ended = ended.await;
-            let words = tokio::task::spawn_blocking(move || last_words(&log, offset)).await;
-            (ended, words.unwrap_or_default())
+            let seen = tokio::task::spawn_blocking(look).await;
+            (ended, seen.unwrap_or_default())
         };
-        self.later(ended, ctx, |actor, (ended, words), ctx| {
+        self.later(ended, ctx, |actor, (ended, (lease_lost, words)), ctx| {
+            if lease_lost {
+                actor.tell(Event::LeaseLost, ctx);
+            }
             actor.on_ended(ended, words, ctx);
         });
     }
@@ -136,16 +162,31 @@ impl DomainActor {
     }
 }
 
-fn find(run: &RunRecord, boot_id: &str, qmp: &Path) -> Found {
+fn find(run: &RunRecord, boot_id: &str, qmp: &Path, guard: Option<&Guard>) -> Found {
     if run.boot_id != boot_id {
-        return Found::Gone { rebooted: true };
+        return Found::Gone {
+            rebooted: true,
+            lease_lost: false,
+        };
     }
     let found = match run.process {
         Some(id) => Qemu::adopt(id),
         // The daemon ended between starting QEMU and writing its id down.
         None => Qemu::listening_at(qmp),
     };
-    found.map_or(Found::Gone { rebooted: false }, Found::Alive)
+    let Some(process) = found else {
+        let lost = |id| guard.is_some_and(|guard| guard.has_ended(id));
+        return Found::Gone {
+            rebooted: false,
+            lease_lost: run.process.is_some_and(lost),
+        };
+    };
+    // The guardian may be another one than watched it before.
+    if let Some(Err(problem)) = guard.map(|guard| guard.watch(process.id())) {
+        tracing::error!(pid = process.id().pid, %problem, "a protected VM does not go on");
+        process.kill();
+    }
+    Found::Alive(process)
 }
 
 /// The end of what QEMU printed in this run. Blocks.

@@ -16,7 +16,9 @@ use godwit_shared::model::{
     UnixMillis, VmId, VmSpec, codes,
 };
 use godwit_shared::pki::Identity;
-use godwit_shared::transport::{CloseCode, Connection, TransportOptions, TransportRuntime};
+use godwit_shared::transport::{
+    CloseCode, Connection, StreamKind, TransportOptions, TransportRuntime,
+};
 use godwit_shared::wire::peer::{SourceMessage, TargetMessage};
 use godwit_shared::wire::uplink::{Member, NodeReply, Verdict, VerdictQuery};
 use tokio::sync::{oneshot, watch};
@@ -33,6 +35,7 @@ use crate::domain::messages::{
     BeginOutgoing, DiscardIncoming, EndOutgoing, OutgoingEnd, OutgoingFacts,
 };
 use crate::images;
+use crate::lease::{PeerAsks, answer_peer};
 use crate::supervisor::Supervisor;
 use crate::supervisor::messages::{Lookup, Restored};
 use crate::uplink::UplinkHandle;
@@ -64,6 +67,8 @@ pub struct MigrationContext {
     pub run_dir: PathBuf,
     /// What was said of migrations that are over.
     pub tombstones: Tombstones,
+    /// Who answers peers about leases.
+    pub lease: Option<Recipient<PeerAsks>>,
 }
 
 impl MigrationContext {
@@ -573,9 +578,10 @@ impl Handler<IncomingConnection> for MigrationManager {
 
     fn handle(&mut self, incoming: IncomingConnection, ctx: &mut Context<Self>) {
         let connection = incoming.0;
-        let manager = ctx.address();
+        let (manager, lease) = (ctx.address(), self.context.lease.clone());
         actix::spawn(async move {
-            let first = tokio::time::timeout(FIRST_MESSAGE, serve(&connection, &manager)).await;
+            let served = serve(&connection, &manager, lease);
+            let first = tokio::time::timeout(FIRST_MESSAGE, served).await;
             if first.is_err() {
                 connection.close(CloseCode::PROTOCOL, "no message came");
             }
@@ -584,13 +590,21 @@ impl Handler<IncomingConnection> for MigrationManager {
 }
 
 /// Reads the first message of a connection and does what it asks.
-async fn serve(connection: &Connection, manager: &Addr<MigrationManager>) {
+async fn serve(
+    connection: &Connection,
+    manager: &Addr<MigrationManager>,
+    lease: Option<Recipient<PeerAsks>>,
+) {
     let refuse = |why: &str| connection.close(CloseCode::PROTOCOL, why);
     let Some(source) = peer::node_of(connection) else {
         return connection.close(CloseCode::UNAUTHENTICATED, "not a node");
     };
-    let (sender, receiver) = match connection.accept_control().await {
-        Ok(Some(control)) => control,
+    let begins = |kind| matches!(kind, StreamKind::Control | StreamKind::Lease);
+    let (sender, receiver) = match connection.accept_first(begins).await {
+        Ok(Some((StreamKind::Lease, sender, receiver))) => {
+            return answer_peer(connection, source, (sender, receiver), lease).await;
+        }
+        Ok(Some((_, sender, receiver))) => (sender, receiver),
         Ok(None) => return refuse("a connection needs a control stream"),
         // Nobody is there to be told.
         Err(_) => return,

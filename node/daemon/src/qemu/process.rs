@@ -21,6 +21,7 @@ use std::sync::Arc;
 use command_fds::CommandFdExt as _;
 use godwit_node_logic::numa::meminfo;
 use godwit_shared::model::{Bytes, DomainUsage, MiB, Problem, UnixMillis, codes};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
@@ -33,7 +34,7 @@ use tokio::io::unix::AsyncFd;
 const SOCKET_PATH_MAX: usize = 107;
 
 /// A process beyond the reuse of its id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ProcessId {
     /// The process id.
     pub pid: u32,
@@ -179,6 +180,11 @@ impl Qemu {
         })
     }
 
+    /// This process.
+    pub fn this() -> io::Result<Self> {
+        Self::of_pid(std::process::id())
+    }
+
     /// Finds a process that an earlier daemon started; none when it has ended.
     pub fn adopt(id: ProcessId) -> Option<Self> {
         // The pidfd comes first: what is read after it is of the same process.
@@ -208,8 +214,14 @@ impl Qemu {
     }
 
     /// It, whatever becomes of its id.
-    pub(super) fn pidfd(&self) -> &OwnedFd {
+    pub(crate) fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
+    }
+
+    /// Whether it has ended, be it reaped or not.
+    pub fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::from_borrowed_fd(self.pidfd.as_fd(), PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
     /// SIGKILL. One that has ended already is fine.

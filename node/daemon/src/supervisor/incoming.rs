@@ -53,6 +53,9 @@ impl Handler<CheckIncoming> for Supervisor {
         let mut found = Vec::new();
         let usage = Usage::of(&request.spec);
         found.extend(self.node.ledger.check(request.vm, usage).err());
+        if request.spec.protected() {
+            found.extend(self.node.guard.check().err());
+        }
         let present = self.domains.get(&request.vm).map(|d| d.send(Describe));
         Box::pin(async move {
             if let Some(present) = present

@@ -29,6 +29,7 @@ use self::messages::{AttachConsole, Command, Console, Define, Lookup, ReadLog};
 use crate::bus::NodeBus;
 use crate::domain::messages::{Attach, DiscardIncoming, Lifecycle, Redefine, TailLog};
 use crate::domain::{DomainActor, NodeContext, Origin};
+use crate::guard::Guard;
 use crate::host::NodePaths;
 use crate::journal::{Journal, Record};
 
@@ -50,6 +51,8 @@ pub struct SupervisorContext {
     pub emulators: Vec<Emulator>,
     /// What the node offers to guests.
     pub capacity: Capacity,
+    /// Who ends protected VMs with the node's lease.
+    pub guard: Guard,
 }
 
 /// Spawns and restores domain actors, and finds them by VM.
@@ -80,6 +83,7 @@ impl Supervisor {
             boot_id,
             emulators,
             capacity,
+            guard,
         } = context;
         Self {
             node: Arc::new(NodeContext {
@@ -88,6 +92,7 @@ impl Supervisor {
                 boot_id,
                 emulators,
                 ledger: Ledger::new(capacity),
+                guard,
             }),
             domains: HashMap::new(),
             arbiters: Vec::new(),

@@ -40,6 +40,7 @@ impl Keeper {
                 members_file: params.members_file,
                 services,
                 uplink,
+                lease: params.lease,
             },
             endpoint: params.endpoint,
             coordinator: params.coordinator,

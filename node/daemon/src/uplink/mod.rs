@@ -44,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bus::NodeBus;
 use crate::config::HostPort;
 use crate::identity::IdentityStore;
+use crate::lease::{self, LeaseKeeper};
 
 pub use backoff::{Backoff, Pace, chance};
 pub use handle::{AskVerdict, UplinkHandle};
@@ -69,6 +70,8 @@ pub struct UplinkParams {
     pub members_file: PathBuf,
     /// How long to wait between attempts.
     pub pace: Pace,
+    /// Who keeps the node's lease.
+    pub lease: Option<Addr<LeaseKeeper>>,
 }
 
 /// Whether the node is in touch with its coordinator.
@@ -93,6 +96,7 @@ pub enum UplinkState {
 pub struct Uplink {
     /// Taken when the uplink begins to serve.
     params: Option<UplinkParams>,
+    lease: Option<Addr<LeaseKeeper>>,
     state: watch::Sender<UplinkState>,
     keeper: Option<AbortHandle>,
     ending: CancellationToken,
@@ -111,6 +115,7 @@ impl Uplink {
     /// An uplink that does nothing until it is told to [`Serve`].
     pub fn new(params: UplinkParams) -> Self {
         Self {
+            lease: params.lease.clone(),
             params: Some(params),
             state: watch::Sender::new(UplinkState::Down { reason: None }),
             keeper: None,
@@ -132,6 +137,13 @@ impl Uplink {
             && let Err(error) = session.try_send(NodeMessage::AskVerdict(query.clone()))
         {
             tracing::debug!(%error, migration = %query.migration, "a question has to wait");
+        }
+    }
+
+    fn tell_keeper(&self) {
+        let session = lease::Session(self.session.clone());
+        if let Some(Err(error)) = self.lease.as_ref().map(|keeper| keeper.try_send(session)) {
+            tracing::error!(%error, "the keeper of the lease is not told of the session");
         }
     }
 
@@ -221,6 +233,7 @@ impl Handler<SessionUp> for Uplink {
 
     fn handle(&mut self, SessionUp(outbox): SessionUp, _: &mut Self::Context) {
         self.session = Some(outbox);
+        self.tell_keeper();
         self.prune();
         for question in self.questions.values() {
             self.send(&question.query);
@@ -238,6 +251,7 @@ impl Handler<SessionDown> for Uplink {
 
     fn handle(&mut self, _: SessionDown, _: &mut Self::Context) {
         self.session = None;
+        self.tell_keeper();
     }
 }
 

@@ -14,6 +14,7 @@ use futures_util::future::BoxFuture;
 use godwit_shared::model::{Problem, codes};
 use godwit_shared::wire::uplink::{NodeReply, NodeRequest};
 
+use crate::lease::{LeaseKeeper, Withhold};
 use crate::migration::{
     CancelMigration, MigrationManager, QueryVerdict, ResolveMigration, StartMigration,
     TuneMigration, WatchMigration,
@@ -49,6 +50,8 @@ pub struct Services {
     pub watch: Recipient<WatchMigration>,
     /// Knows what became of grants.
     pub verdict: Recipient<QueryVerdict>,
+    /// Vouches for no peer that is lost; none where no lease is kept.
+    pub withhold: Option<Recipient<Withhold>>,
 }
 
 impl fmt::Debug for Services {
@@ -59,7 +62,11 @@ impl fmt::Debug for Services {
 
 impl Services {
     /// The services of a node.
-    pub fn of(supervisor: &Addr<Supervisor>, migrations: &Addr<MigrationManager>) -> Self {
+    pub fn of(
+        supervisor: &Addr<Supervisor>,
+        migrations: &Addr<MigrationManager>,
+        lease: &Addr<LeaseKeeper>,
+    ) -> Self {
         Self {
             define: supervisor.clone().recipient(),
             command: supervisor.clone().recipient(),
@@ -71,6 +78,7 @@ impl Services {
             resolve: migrations.clone().recipient(),
             watch: migrations.clone().recipient(),
             verdict: migrations.clone().recipient(),
+            withhold: Some(lease.clone().recipient()),
         }
     }
 
@@ -149,6 +157,13 @@ impl Services {
                 }
                 .boxed()
             }
+            NodeRequest::WithholdVouch { node, period } => match &self.withhold {
+                Some(keeper) => {
+                    let answer = ask(keeper, Withhold { node, period }, QUICK);
+                    async { answer.await.map(|left| NodeReply::Withheld { left }) }.boxed()
+                }
+                None => refuse(Problem::internal("no lease is kept")),
+            },
             NodeRequest::Log { vm, kind, lines } => {
                 let answer = ask(&self.log, ReadLog { vm, kind, lines }, QUICK);
                 async { answer.await?.map(NodeReply::Log) }.boxed()

@@ -38,6 +38,7 @@ use super::services::Services;
 use super::{SessionUp, Uplink, fit};
 use crate::bus::{BusSubscriber, NodeBus};
 use crate::identity::{IdentityStore, chain_of};
+use crate::lease::LeaseKeeper;
 use crate::members;
 use reader::Reader;
 use streams::accept_streams;
@@ -59,6 +60,7 @@ pub(super) struct Context {
     pub(super) members_file: PathBuf,
     pub(super) services: Services,
     pub(super) uplink: Addr<Uplink>,
+    pub(super) lease: Option<Addr<LeaseKeeper>>,
 }
 
 impl Context {

@@ -106,6 +106,7 @@ fn services(stub: &Addr<Stub>) -> Services {
         resolve: stub.clone().recipient(),
         watch: stub.clone().recipient(),
         verdict: stub.clone().recipient(),
+        withhold: None,
     }
 }
 
@@ -158,6 +159,7 @@ impl TestNode {
                 most: Duration::from_millis(50),
                 refused: Duration::from_millis(100),
             },
+            lease: None,
         });
         let state = uplink.state();
         let uplink = uplink.start();

@@ -23,6 +23,7 @@ use super::{End, Supervisor, SupervisorContext};
 use crate::bus::NodeBus;
 use crate::domain::DomainActor;
 use crate::domain::messages::{DomainSignal, Execute};
+use crate::guard::Guard;
 use crate::host::NodePaths;
 use crate::journal::Journal;
 use crate::qemu::probe::{Emulator, probe_all};
@@ -73,6 +74,7 @@ impl Node {
                 vcpus: 8,
                 memory: MiB(1024),
             },
+            guard: Guard::none(),
         };
         Supervisor::new(context).start()
     }

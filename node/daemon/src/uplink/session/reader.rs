@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::{Context, SessionError};
 use crate::identity::chain_of;
+use crate::lease::Granted;
 use crate::uplink::VerdictArrived;
 
 /// Requests in hand at once; further ones are refused.
@@ -62,6 +63,12 @@ impl<'a> Reader<'a> {
                 }
             }
             CoordinatorMessage::Certificate { chain } => self.on_certificate(chain),
+            CoordinatorMessage::Lease { of, grant } => {
+                let keeper = self.context.lease.as_ref();
+                if let Some(Err(error)) = keeper.map(|k| k.try_send(Granted { of, grant })) {
+                    tracing::warn!(%error, "a grant was not taken; it is asked for again");
+                }
+            }
             CoordinatorMessage::Refused(problem) => return Err(SessionError::Refused(problem)),
             CoordinatorMessage::Welcome { .. } => {
                 return Err(SessionError::Protocol("it says welcome twice".into()));
