@@ -66,6 +66,9 @@ pub enum Effect {
         /// What came of it.
         outcome: Result<Answer, Problem>,
     },
+    /// Run the fence agent of that node, and feed
+    /// [`crate::input::Input::FenceEnded`] with what came of it.
+    Fence(NodeId),
     /// Feed [`crate::input::Input::Timer`] with this at that time. A timer that
     /// is no longer needed is ignored when it fires; arming one again replaces it.
     Arm {
@@ -101,4 +104,8 @@ pub enum Timer {
     Rebalance,
     /// Another look at the plans: nodes that have not come back will not.
     Plans,
+    /// The end of some lease.
+    Leases,
+    /// A VM that lost its node may be started again.
+    Failover,
 }

@@ -5,8 +5,8 @@ use godwit_shared::api::{
     MigrationView, NodeView, PlanView, RebalanceRequest, TaskView,
 };
 use godwit_shared::model::{
-    LifecycleCommand, MigrationId, MigrationTuning, Millis, NodeId, PlanId, TaskId, UnixMillis,
-    VmId,
+    LifecycleCommand, MigrationId, MigrationTuning, Millis, NodeId, PlanId, Problem, TaskId,
+    UnixMillis, VmId,
 };
 use godwit_shared::wire::uplink::{LogKind, NodeHello, NodeMessage};
 
@@ -219,6 +219,13 @@ pub enum Input {
         kind: LogKind,
         /// At most so many lines.
         lines: u32,
+    },
+    /// A node's fence agent has ended.
+    FenceEnded {
+        /// The node.
+        node: NodeId,
+        /// Nothing when the node is known to be off.
+        outcome: Result<(), Problem>,
     },
     /// A timer fired.
     Timer(Timer),

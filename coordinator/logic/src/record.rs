@@ -8,13 +8,14 @@
 use std::fmt;
 use std::str::FromStr;
 
-pub use godwit_shared::api::Resolution;
 use godwit_shared::api::{Decision, Event, Marks, PlanView, TaskState};
+pub use godwit_shared::api::{FencedBy, Resolution};
 use godwit_shared::model::{
     DomainState, Epoch, LifecycleCommand, MigrationFailure, MigrationFigures, MigrationId,
     MigrationPhase, MigrationPolicy, MigrationProgress, Millis, NodeFacts, NodeId, PlanId, Problem,
     RunState, TaskId, UnixMillis, VmId, VmName, VmSpec,
 };
+use godwit_shared::wire::lease::Circle;
 use serde::{Deserialize, Serialize};
 
 /// A member of the cluster, or one that was.
@@ -107,6 +108,45 @@ pub struct VmRecord {
     /// The last decision about its place.
     #[serde(default)]
     pub decision: Option<Decision>,
+    /// Its node was lost, and it is to be started again.
+    #[serde(default)]
+    pub rescue: Option<Rescue>,
+}
+
+/// A protected VM that lost its node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rescue {
+    /// The node.
+    pub from: NodeId,
+    /// Since when it is known to have stopped there.
+    pub since: UnixMillis,
+}
+
+/// A node's lease: what has to be known to count it after a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRecord {
+    /// The node.
+    pub node: NodeId,
+    /// The longest length that may be under way.
+    pub length: Millis,
+    /// Its margin.
+    pub margin: Millis,
+    /// Who may vouch for the node.
+    pub circle: Circle,
+    /// Who could before, until the node has said that it goes by the new one;
+    /// without members when that is not known.
+    pub former: Option<Circle>,
+    /// It is known to run no protected VM.
+    pub fenced: Option<Fenced>,
+}
+
+/// A node that is known to run no protected VM until it is granted a lease anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fenced {
+    /// Since when.
+    pub at: UnixMillis,
+    /// How it is known.
+    pub by: FencedBy,
 }
 
 /// A state that was seen once.
@@ -223,6 +263,8 @@ pub enum TaskKind {
     Command(LifecycleCommand),
     /// Moves a VM.
     Migrate,
+    /// Starts a VM again that lost its node.
+    Failover,
 }
 
 impl TaskKind {
@@ -231,6 +273,7 @@ impl TaskKind {
         match self {
             Self::Create { .. } => "vm.create",
             Self::Migrate => "vm.migrate",
+            Self::Failover => "vm.failover",
             Self::Command(command) => match command {
                 LifecycleCommand::Start => "vm.start",
                 LifecycleCommand::Shutdown => "vm.shutdown",
@@ -301,6 +344,8 @@ pub enum Key {
     Plan(PlanId),
     /// [`Event`].
     Event(u64),
+    /// [`LeaseRecord`].
+    Lease(NodeId),
 }
 
 impl Key {
@@ -319,6 +364,7 @@ impl fmt::Display for Key {
             Self::Task(id) => write!(f, "task/{id}"),
             Self::Plan(id) => write!(f, "plan/{id}"),
             Self::Event(seq) => write!(f, "event/{seq:020}"),
+            Self::Lease(node) => write!(f, "lease/{node}"),
         }
     }
 }
@@ -345,6 +391,7 @@ impl FromStr for Key {
             "task" => id.parse().ok().map(Self::Task),
             "plan" => id.parse().ok().map(Self::Plan),
             "event" => id.parse().ok().map(Self::Event),
+            "lease" => id.parse().ok().map(Self::Lease),
             _ => None,
         }
         .ok_or_else(unknown)
@@ -388,6 +435,7 @@ pub(crate) enum Record {
     Task(TaskRecord),
     Plan(PlanRecord),
     Event(Event),
+    Lease(LeaseRecord),
 }
 
 impl Record {
@@ -400,6 +448,7 @@ impl Record {
             Key::Task(_) => Self::Task(serde_json::from_slice(value)?),
             Key::Plan(_) => Self::Plan(serde_json::from_slice(value)?),
             Key::Event(_) => Self::Event(serde_json::from_slice(value)?),
+            Key::Lease(_) => Self::Lease(serde_json::from_slice(value)?),
         })
     }
 }

@@ -9,8 +9,11 @@
 
 use godwit_shared::api::{Event, PlanState, StepState, TaskState};
 use godwit_shared::model::{MigrationPhase, Problem, UnixMillis, codes};
+use godwit_shared::wire::lease::Circle;
 
-use crate::record::{Key, MigrationRecord, NodeRecord, PlanRecord, TaskRecord, VmRecord};
+use crate::record::{
+    Key, LeaseRecord, MigrationRecord, NodeRecord, PlanRecord, TaskRecord, VmRecord,
+};
 
 /// The records as they are to be put into the store: `(key, value)`, with an
 /// event that tells of it. Keys that are not the cluster's pass as they are.
@@ -51,6 +54,7 @@ fn changed(key: &Key, value: &[u8], now: UnixMillis) -> serde_json::Result<Vec<u
             end_waiting(migration, now);
         }),
         Key::Plan(_) => edit(value, call_off),
+        Key::Lease(_) => edit(value, |lease: &mut LeaseRecord| doubt_lease(lease, now)),
         Key::Token(_) | Key::Event(_) => Ok(value.to_vec()),
     }
 }
@@ -102,6 +106,15 @@ fn call_off(plan: &mut PlanRecord) {
         step.state = StepState::Aborted;
         step.message = Some("the cluster's records were restored from a backup".into());
     }
+}
+
+/// The node may have been granted a lease since, and may go by a circle of which
+/// the backup knows nothing: until it goes by one that is younger than the
+/// restore, nothing is concluded from its silence.
+fn doubt_lease(lease: &mut LeaseRecord, now: UnixMillis) {
+    lease.fenced = None;
+    lease.former = Some(Circle::default());
+    lease.circle.version = now.0.max(lease.circle.version + 1);
 }
 
 fn restored_event(seq: u64, now: UnixMillis, taken: UnixMillis) -> Event {

@@ -114,7 +114,8 @@ impl Cluster {
         }
         let chosen = self.choose(record, asked, now)?;
         let elsewhere = |owner: &&NodeId| **owner != chosen.node;
-        if let Some(owner) = record.owner.as_ref().filter(elsewhere) {
+        let former = record.owner.as_ref().filter(elsewhere);
+        if let Some(owner) = former.filter(|owner| !self.lost_there(vm, owner)) {
             self.check_up(owner, &record.name)?;
         }
         Ok(chosen)
@@ -122,7 +123,7 @@ impl Cluster {
 
     /// A VM stays with its owner where it fits there; one with disks of its
     /// node's own goes nowhere else unless that is asked for.
-    fn choose(
+    pub(super) fn choose(
         &self,
         record: &VmRecord,
         asked: Option<&NodeId>,
@@ -150,6 +151,23 @@ impl Cluster {
             }
             None => choice(view, &record.spec, only, now),
         }
+    }
+
+    /// Where it is to be, but for that node.
+    pub(super) fn choose_beside(
+        &self,
+        record: &VmRecord,
+        not: &NodeId,
+        now: UnixMillis,
+    ) -> Result<Decision, Problem> {
+        let wish = Request {
+            spec: &record.spec,
+            machine: record.machine.as_deref().or(record.spec.machine.as_deref()),
+            accelerator: record.spec.accelerator,
+            only: None,
+            exclude: Some(not),
+        };
+        choice(self.rate(&wish, Some(record.id)), &record.spec, None, now)
     }
 
     /// Keeps why the VM is where it is to be.

@@ -33,6 +33,7 @@ impl Cluster {
             deleting: false,
             seen: None,
             decision,
+            rescue: None,
         };
         self.observed.names.insert(name.clone(), vm);
         self.records.vms.insert(vm, record);

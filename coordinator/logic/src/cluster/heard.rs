@@ -20,7 +20,10 @@ impl Cluster {
     /// Whether the task has to wait for a node that was not heard of.
     pub(super) fn waits_for_word(&mut self, turn: &mut Turn, task: &TaskRecord) -> bool {
         use LifecycleCommand::{Delete, Start};
-        let rests_on_all = matches!(task.kind, TaskKind::Command(Start | Delete));
+        let rests_on_all = matches!(
+            task.kind,
+            TaskKind::Failover | TaskKind::Command(Start | Delete)
+        );
         // What was given out already is only carried on.
         if !rests_on_all || task.epoch.is_some() {
             return false;

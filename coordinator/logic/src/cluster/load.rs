@@ -159,6 +159,7 @@ fn read(records: impl IntoIterator<Item = (String, Vec<u8>)>) -> Result<Records,
             }
             Record::Task(task) => drop(all.tasks.insert(task.id, task)),
             Record::Plan(plan) => drop(all.plans.insert(plan.view.id, plan)),
+            Record::Lease(lease) => drop(all.leases.insert(lease.node.clone(), lease)),
             Record::Event(event) => drop(events.insert(event.seq, event)),
         }
     }

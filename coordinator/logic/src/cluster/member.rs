@@ -20,7 +20,7 @@ const TOKEN_MEMORY: Millis = Millis(7 * 24 * 3_600_000);
 
 /// What can be done about the VMs of a node that is not connected.
 pub(super) const LOST_NODE: &str =
-    "bring the node back; fencing and forced removal come with leases in a later release";
+    "bring the node back; VMs with `protection: restart` are started elsewhere by themselves";
 
 impl Cluster {
     pub(super) fn on_create_token(
@@ -215,6 +215,7 @@ impl Cluster {
             About::node(node),
             format!("{node} was removed from the cluster"),
         );
+        self.forget_lease(turn, node);
         self.member_gone(turn, node);
         Ok(Output::Done)
     }

@@ -52,13 +52,16 @@
 mod calibration;
 mod command;
 mod create;
+mod failover;
 mod heard;
+mod lease;
 mod ledger;
 mod load;
 mod log;
 mod marks;
 mod member;
 mod migrate;
+mod outlook;
 mod owner;
 mod plans;
 mod progress;
@@ -82,12 +85,15 @@ mod what_if;
 pub use plans::{RebalanceMode, RebalanceSettings};
 pub use queue::MigrationLimits;
 
-use godwit_shared::model::{Millis, Problem, UnixMillis};
+use std::collections::BTreeSet;
+
+use godwit_shared::model::{BootMillis, Millis, NodeId, Problem, UnixMillis};
 
 use crate::effect::{Effect, Timer};
 use crate::input::{Input, Output};
 use crate::placement::Profiles;
 
+pub use lease::ProtectionRules;
 pub use load::LoadError;
 pub use log::Replay;
 
@@ -113,6 +119,8 @@ pub struct Settings {
     pub rebalance: RebalanceSettings,
     /// How long things are waited for, and how much is kept.
     pub limits: Limits,
+    /// Nodes that have a fence agent.
+    pub fence_agents: BTreeSet<NodeId>,
 }
 
 /// How long things are waited for, and how much is kept.
@@ -135,6 +143,8 @@ pub struct Limits {
     pub tasks: usize,
     /// Ended migrations kept.
     pub migrations: usize,
+    /// The nodes' leases, and what follows their ends.
+    pub protection: ProtectionRules,
 }
 
 impl Default for Limits {
@@ -148,6 +158,7 @@ impl Default for Limits {
             events: 10_000,
             tasks: 1_000,
             migrations: 1_000,
+            protection: ProtectionRules::default(),
         }
     }
 }
@@ -173,11 +184,26 @@ impl Cluster {
         input: Input,
         effects: &mut Vec<Effect>,
     ) -> Result<Output, Problem> {
+        self.step_at(now, BootMillis(now.0), input, effects)
+    }
+
+    /// The same, with a clock for the leases that never jumps: what operators'
+    /// clocks say of `now` is no measure of a lease.
+    pub fn step_at(
+        &mut self,
+        now: UnixMillis,
+        steady: BootMillis,
+        input: Input,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Output, Problem> {
+        self.observed.leases.now = self.observed.leases.now.max(steady);
         let mut turn = Turn::new(now);
         self.observed.now = now;
         let output = self.apply(&mut turn, input);
         if output.is_ok() {
             self.advance_queue(&mut turn);
+            self.advance_leases(&mut turn);
+            self.advance_failover(&mut turn);
             while self.advance_plans(&mut turn) {
                 self.advance_queue(&mut turn);
             }
@@ -293,6 +319,12 @@ impl Cluster {
             }
             // What follows is looked at after every step.
             Input::Timer(Timer::Plans) => Ok(Output::Done),
+            Input::FenceEnded { node, outcome } => {
+                self.on_fence_ended(turn, &node, outcome);
+                Ok(Output::Done)
+            }
+            // Both are looked after at the end of every step.
+            Input::Timer(Timer::Leases | Timer::Failover) => Ok(Output::Done),
             Input::Timer(Timer::Task(task)) => {
                 self.on_task_timer(turn, task);
                 Ok(Output::Done)

@@ -191,10 +191,13 @@ impl Cluster {
         if self.observed.busy.contains_key(&vm) {
             return;
         }
+        self.look_for_loss(turn, vm);
         let Some(record) = self.records.vms.get(&vm) else {
             return;
         };
-        let Some(owner) = record.owner.as_ref().filter(|owner| self.is_up(owner)) else {
+        // What is to be started again stays wanted, whatever a try came to.
+        let settled = record.owner.as_ref().filter(|_| record.rescue.is_none());
+        let Some(owner) = settled.filter(|owner| self.is_up(owner)) else {
             return;
         };
         let ran = record.seen.is_some_and(|seen| seen.state.has_process());
@@ -239,9 +242,12 @@ fn wanted_after(report: &DomainReport) -> Option<RunState> {
     match (report.state, &report.exit) {
         (DomainState::Incoming | DomainState::InHandoff, _) => None,
         (DomainState::Stopped, exit) => match exit {
-            Some(ExitReason::Crashed { .. } | ExitReason::HostReboot | ExitReason::Migrated) => {
-                None
-            }
+            Some(
+                ExitReason::Crashed { .. }
+                | ExitReason::HostReboot
+                | ExitReason::Migrated
+                | ExitReason::LeaseLost,
+            ) => None,
             Some(
                 ExitReason::GuestShutdown | ExitReason::Stopped | ExitReason::FailedToStart { .. },
             )

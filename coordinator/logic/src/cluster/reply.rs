@@ -64,6 +64,10 @@ impl Cluster {
             Purpose::Clear { vm, command } => {
                 self.on_cleared(turn, vm, node, command, outcome.err().as_ref());
             }
+            Purpose::Withhold { of, at } => self.on_withheld(&of, node, at, outcome.ok().as_ref()),
+            Purpose::Heir(migration) => {
+                self.on_heir_reply(turn, migration, outcome.ok().as_ref());
+            }
             Purpose::Nothing => {}
         }
     }
@@ -149,7 +153,10 @@ impl Cluster {
         }
         let absent = report.is_none();
         let idle = report.is_none_or(|report| !report.state.has_process());
-        let starting = matches!(asked, Asked::Define | Asked::Start);
+        // What is to be started again stays wanted.
+        let rescued = |record: &crate::record::VmRecord| record.rescue.is_some();
+        let starting = matches!(asked, Asked::Define | Asked::Start)
+            && !self.records.vms.get(&vm).is_some_and(rescued);
         self.end_task(turn, id, End::Failed(problem));
         if starting && idle {
             self.want(turn, vm, RunState::Stopped);
@@ -242,7 +249,11 @@ impl Cluster {
             Purpose::Cancel(migration) => {
                 self.on_cancel_reply(turn, migration, Some(problem.clone()));
             }
-            Purpose::Task(..) | Purpose::Clear { .. } | Purpose::Nothing => {}
+            Purpose::Task(..)
+            | Purpose::Clear { .. }
+            | Purpose::Withhold { .. }
+            | Purpose::Heir(_)
+            | Purpose::Nothing => {}
         }
     }
 

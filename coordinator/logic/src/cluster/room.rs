@@ -144,6 +144,7 @@ impl TaskKind {
         matches!(
             self,
             Self::Create { start: true }
+                | Self::Failover
                 | Self::Command(godwit_shared::model::LifecycleCommand::Start)
         )
     }

@@ -59,6 +59,7 @@ impl Cluster {
         }
         self.heard(turn, node);
         self.resume_tasks(turn, node);
+        self.look_at_lease(node);
         Ok(Output::Done)
     }
 
@@ -176,6 +177,7 @@ impl Cluster {
             format!("{node} is down: {reason}"),
         );
         self.drop_requests(turn, node);
+        self.look_at_lease(node);
         self.on_node_lost(turn, node);
     }
 
@@ -200,6 +202,9 @@ impl Cluster {
                 self.on_reply(turn, node, request, outcome);
             }
             NodeMessage::AskVerdict(query) => self.on_ask_verdict(turn, node, &query),
+            NodeMessage::RenewLease { of, request } => {
+                self.on_renew_lease(turn, node, of, &request);
+            }
             NodeMessage::Hello(_) => return Err(unexpected(node, "a second hello")),
             NodeMessage::RenewCertificate { .. } => {
                 return Err(unexpected(node, "a certificate's renewal"));

@@ -4,15 +4,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use godwit_shared::api::{Event, NodeHealth};
 use godwit_shared::model::{
-    DomainReport, DomainState, LifecycleCommand, MigrationId, MigrationProgress, NodeId, PlanId,
-    Problem, TaskId, UnixMillis, VmId, VmName,
+    BootMillis, DomainReport, DomainState, LifecycleCommand, MigrationId, MigrationProgress,
+    NodeId, PlanId, Problem, TaskId, UnixMillis, VmId, VmName,
 };
 use godwit_shared::wire::uplink::VerdictQuery;
 
 use super::Cluster;
+use super::lease::Leases;
 use super::ledger::Ledger;
 use crate::input::{SessionId, Ticket};
-use crate::record::{MigrationRecord, NodeRecord, PlanRecord, TaskRecord, TokenRecord, VmRecord};
+use crate::record::{
+    LeaseRecord, MigrationRecord, NodeRecord, PlanRecord, TaskRecord, TokenRecord, VmRecord,
+};
 
 /// What outlives the coordinator.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -23,6 +26,7 @@ pub(super) struct Records {
     pub(super) migrations: BTreeMap<MigrationId, MigrationRecord>,
     pub(super) tasks: BTreeMap<TaskId, TaskRecord>,
     pub(super) plans: BTreeMap<PlanId, PlanRecord>,
+    pub(super) leases: BTreeMap<NodeId, LeaseRecord>,
     /// Without a gap; the oldest first.
     pub(super) events: VecDeque<Event>,
 }
@@ -57,6 +61,8 @@ pub(super) struct Observed {
     pub(super) plans: BTreeSet<PlanId>,
     /// When the last step was.
     pub(super) now: UnixMillis,
+    /// How long the nodes' leases last, and who waits to be started again.
+    pub(super) leases: Leases,
     /// Requests without a reply.
     pub(super) requests: BTreeMap<u64, Pending>,
     /// The number of the last request.
@@ -179,6 +185,10 @@ pub(super) enum Purpose {
     Verdict { asker: NodeId, query: VerdictQuery },
     /// To end or delete what is left of a VM where it does not belong.
     Clear { vm: VmId, command: LifecycleCommand },
+    /// A member of a lost node's circle shall vouch for it no more; asked then.
+    Withhold { of: NodeId, at: BootMillis },
+    /// What became of a grant of a VM whose source was lost.
+    Heir(MigrationId),
     /// The reply makes no difference.
     Nothing,
 }

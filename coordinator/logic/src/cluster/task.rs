@@ -23,6 +23,7 @@ use godwit_shared::wire::uplink::NodeRequest;
 
 use super::Cluster;
 use super::command::conflict;
+use super::failover::epoch_of;
 use super::state::{Asked, Patience, Purpose, Work};
 use super::turn::{About, Turn};
 use crate::record::{Key, TaskKind, TaskRecord};
@@ -151,7 +152,9 @@ impl Cluster {
             TaskKind::Create { start: false } if task.node.is_none() => {
                 self.end_task(turn, id, End::Done("defined".into()));
             }
-            TaskKind::Create { .. } | TaskKind::Command(LifecycleCommand::Start) => {
+            TaskKind::Create { .. }
+            | TaskKind::Failover
+            | TaskKind::Command(LifecycleCommand::Start) => {
                 self.drive_start(turn, &task);
             }
             TaskKind::Command(LifecycleCommand::Delete) => self.drive_delete(turn, &task),
@@ -204,6 +207,9 @@ impl Cluster {
 
     /// Rule 2: whether the former owner has said that it has no such domain.
     fn released(&mut self, turn: &mut Turn, task: &TaskRecord, former: &NodeId) -> bool {
+        if self.lost_there(task.vm, former) {
+            return true;
+        }
         if !self.present(turn, task.id, former) {
             return false;
         }
@@ -232,7 +238,7 @@ impl Cluster {
         if task.epoch.is_some() || !task.kind.starts() {
             return task.epoch;
         }
-        record.epoch = record.epoch.next();
+        record.epoch = epoch_of(task.kind, record.epoch);
         record.desired = RunState::Running;
         let epoch = record.epoch;
         turn.touch(Key::Vm(task.vm));

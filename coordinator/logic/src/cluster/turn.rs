@@ -129,6 +129,7 @@ impl Cluster {
             Key::Task(id) => json(records.tasks.get(id)),
             Key::Plan(id) => json(records.plans.get(id)),
             Key::Event(seq) => json(self.event(*seq)),
+            Key::Lease(node) => json(records.leases.get(node)),
         }?;
         Ok(match value {
             Some(value) => Write::Put { key, value },

@@ -2,7 +2,8 @@
 //!
 //! The coordinator answers from what it knows only when it knows that the
 //! guest has run elsewhere: then the source may end its own. Anything short of
-//! that is the target's to say, so the question is passed on; when the target
+//! that is the target's to say, so the question is passed on, unless the target
+//! was fenced; when the target
 //! is away there is no answer, and the source goes on waiting.
 
 use godwit_shared::model::{DomainState, MigrationPhase, NodeId};
@@ -16,7 +17,7 @@ use super::turn::Turn;
 
 impl Cluster {
     pub(super) fn on_ask_verdict(&mut self, turn: &mut Turn, asker: &NodeId, query: &VerdictQuery) {
-        if self.known_to_run(asker, query) {
+        if self.known_to_run(asker, query) || self.lost_with_target(query) {
             let verdict = Some(Verdict::Granted { running: true });
             return self.tell_verdict(turn, asker, query, verdict);
         }
@@ -30,6 +31,14 @@ impl Cluster {
         if target == *asker || self.ask(turn, &target, relay, body, deadline).is_none() {
             self.tell_verdict(turn, asker, query, None);
         }
+    }
+
+    /// Whether the target was fenced: it runs the guest no more, and nobody can say
+    /// whether it did. What the source has may be from before that, so a protected
+    /// VM is started anew instead ([`super::failover`]).
+    fn lost_with_target(&self, query: &VerdictQuery) -> bool {
+        let migration = self.records.migrations.get(&query.migration);
+        migration.is_some_and(|m| m.vm == query.vm && self.lost_there(m.vm, &m.target))
     }
 
     /// Whether the guest is known to run, or to have run, at the epoch asked

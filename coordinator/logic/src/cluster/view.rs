@@ -86,6 +86,7 @@ impl Cluster {
             marks: record.marks.clone(),
             used: load.used.plus(self.planned_at(&record.name)),
             vms: load.vms,
+            lease: self.lease_view(&record.name),
         }
     }
 
@@ -139,6 +140,7 @@ impl Cluster {
             migration: self.migration_of(record.id),
             usage: report.and_then(|report| report.usage),
             created: record.created,
+            protection: self.protection_view(record),
         }
     }
 

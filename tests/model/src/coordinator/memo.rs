@@ -107,6 +107,7 @@ fn step(mut coordinator: Coordinator, input: Input) -> After {
             | Effect::Emit(_)
             | Effect::TaskChanged(_)
             | Effect::Answer { .. }
+            | Effect::Fence(_)
             | Effect::Arm { .. } => {}
         }
     }

@@ -1,7 +1,7 @@
 //! The store that the coordinator begins with: three members, one VM, one
 //! migration that was asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use godwit_coordinator_logic::cluster::{Limits, MigrationLimits, RebalanceSettings, Settings};
 use godwit_coordinator_logic::placement::Profiles;
@@ -29,6 +29,7 @@ pub(super) fn settings() -> Settings {
             events: 1,
             ..Limits::default()
         },
+        fence_agents: BTreeSet::new(),
     }
 }
 
@@ -85,5 +86,6 @@ fn vm(spec: VmSpec) -> VmRecord {
         deleting: false,
         seen: None,
         decision: None,
+        rescue: None,
     }
 }

@@ -5,6 +5,7 @@
 
 mod calibration;
 mod decision;
+mod failover;
 mod ledger;
 mod lifecycle;
 mod log;
@@ -66,6 +67,7 @@ pub(super) struct Bench {
     pub(super) answers: Vec<(Ticket, Result<Answer, Problem>)>,
     pub(super) events: Vec<Event>,
     pub(super) timers: BTreeMap<Timer, UnixMillis>,
+    pub(super) fencing: Vec<NodeId>,
     /// Whether the room given away may never be more than there is, even for
     /// a moment in which a node says otherwise than before.
     pub(super) strict: bool,
@@ -83,6 +85,7 @@ pub(super) fn settings() -> Settings {
         migrations: MigrationLimits::default(),
         rebalance: RebalanceSettings::default(),
         limits: Limits::default(),
+        fence_agents: BTreeSet::new(),
     }
 }
 
@@ -159,6 +162,7 @@ impl Bench {
             answers: Vec::new(),
             events: Vec::new(),
             timers: BTreeMap::new(),
+            fencing: Vec::new(),
             strict: true,
             last_id: 0,
             last_session: 0,
@@ -228,6 +232,7 @@ impl Bench {
                     self.events.push(event);
                 }
                 Effect::TaskChanged(_) => {}
+                Effect::Fence(node) => self.fencing.push(node),
                 Effect::Answer { ticket, outcome } => self.answers.push((ticket, outcome)),
                 Effect::Arm { timer, at } => {
                     self.timers.insert(timer, at);

@@ -3,6 +3,7 @@
 use super::*;
 use crate::restored::prepare;
 use godwit_shared::model::codes;
+use godwit_shared::wire::lease::LeaseRequest;
 
 impl Bench {
     /// The records become those of a backup of now, and the coordinator starts on them.
@@ -107,4 +108,44 @@ fn what_was_under_way_then_is_not_carried_on() {
         Epoch(1),
         "what was given out stays given out"
     );
+}
+
+#[test]
+fn after_a_restore_no_lease_counts_before_its_node_was_heard() {
+    let mut bench = Bench::of(&["a", "b", "c"]);
+    let more = json!({ "name": "web", "memory": 256, "protection": "restart" });
+    let (vm, _) = bench
+        .create(VmSpec::from_value(more).unwrap(), true, Some("a"))
+        .unwrap();
+    let request = LeaseRequest {
+        number: 1,
+        circle: 0,
+    };
+    let renew = |request| NodeMessage::RenewLease { of: None, request };
+    bench.say("a", renew(request.clone()));
+    bench.restore();
+    for name in ["b", "c"] {
+        bench.connect(name, 1024, vec![]);
+    }
+    bench.sent.clear();
+    let ask = |bench: &Bench| {
+        let asks = bench.sent.iter();
+        let mut asks = asks.map(|sent| &sent.body);
+        asks.any(|body| matches!(body, NodeRequest::WithholdVouch { .. }))
+    };
+    bench.pass(Millis(60_000));
+    assert!(ask(&bench), "its lease is over");
+    let asked: Vec<_> = bench.sent.drain(..).collect();
+    for ask in &asked {
+        let left = Millis::ZERO;
+        bench.reply(ask, Ok(NodeReply::Withheld { left }));
+    }
+    bench.pass(Millis(60_000));
+    let record = &bench.cluster.records.leases[&node("a")];
+    assert_eq!(
+        record.fenced, None,
+        "it may go by a circle that is not known"
+    );
+    assert!(record.circle.version > 1, "younger than any before");
+    assert_eq!(bench.vm(vm).protection.unwrap().lost, None);
 }
