@@ -98,7 +98,9 @@ impl Coordinator {
         let (fatal, failures) = mpsc::unbounded_channel();
         let settings = settings(&config, &authority);
         let shared: Arc<dyn Store> = Arc::clone(&store) as Arc<dyn Store>;
-        let handle = ClusterHandle::start(shared, settings, fatal.clone()).await?;
+        let handle =
+            ClusterHandle::with_agents(shared, settings, config.fence.clone(), fatal.clone())
+                .await?;
         let stop = CancellationToken::new();
         let tls = authority.https()?;
         let server = http::serve(
@@ -193,7 +195,11 @@ fn settings(config: &Config, authority: &Authority) -> Settings {
         placement: config.placement.clone(),
         migrations: config.migrations,
         rebalance: config.rebalance,
-        limits: Limits::default(),
+        limits: Limits {
+            protection: config.protection,
+            ..Limits::default()
+        },
+        fence_agents: config.fence.keys().cloned().collect(),
     }
 }
 

@@ -4,18 +4,22 @@
 //! [`Overrides`] of the command line into settings that are known to be right,
 //! or into every problem at once. Nothing here asks the host or the network.
 
+mod protection;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use godwit_coordinator_logic::cluster::{MigrationLimits, RebalanceSettings};
+use godwit_coordinator_logic::cluster::{MigrationLimits, ProtectionRules, RebalanceSettings};
 use godwit_coordinator_logic::placement::{Profiles, Weights};
 use godwit_shared::model::{NodeId, Problem, codes};
 use godwit_shared::transport::TransportOptions;
 use serde::Deserialize;
+
+use crate::fence::FenceAgent;
 
 /// Where the daemon keeps what has to survive it.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/godwit/coordinator";
@@ -55,6 +59,10 @@ pub struct Config {
     pub migrations: MigrationLimits,
     /// Whether, and how, the load is evened out.
     pub rebalance: RebalanceSettings,
+    /// The nodes' leases, and what follows their ends.
+    pub protection: ProtectionRules,
+    /// How nodes are switched off.
+    pub fence: BTreeMap<NodeId, FenceAgent>,
     /// The log filter, in the syntax of `tracing_subscriber::EnvFilter`.
     pub log: String,
 }
@@ -103,6 +111,10 @@ pub struct RawConfig {
     migrations: MigrationLimits,
     #[serde(default)]
     rebalance: RebalanceSettings,
+    #[serde(default)]
+    protection: ProtectionRules,
+    #[serde(default)]
+    fence: BTreeMap<String, protection::RawFence>,
     log: Option<String>,
 }
 
@@ -145,6 +157,8 @@ impl Config {
             placement: profiles(raw.placement, &mut found),
             migrations: migrations(raw.migrations, &mut found),
             rebalance: rebalance(raw.rebalance, &mut found),
+            protection: protection::rules(raw.protection, &mut found),
+            fence: protection::agents(raw.fence, &mut found),
             log: log(flags.log.or(raw.log), &mut found),
         };
         found.extend(config.liveness_problem());

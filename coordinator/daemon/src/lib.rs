@@ -14,6 +14,7 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod credential;
+pub mod fence;
 pub mod http;
 pub mod logging;
 pub mod session;

@@ -175,6 +175,9 @@ pub(crate) struct SpecFlags {
     /// Keep it apart from VMs with the same value of this label
     #[arg(long, value_name = "LABEL", requires = "name")]
     pub(crate) spread_by: Option<String>,
+    /// Start it again, elsewhere if need be, when its node is lost
+    #[arg(long, requires = "name")]
+    pub(crate) protected: bool,
     /// No serial console
     #[arg(long, requires = "name")]
     pub(crate) no_serial: bool,

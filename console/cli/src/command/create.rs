@@ -203,6 +203,7 @@ fn from_flags(flags: &SpecFlags) -> Value {
         "nics",
         Some(flags.nics.iter().map(|nic| nic.0.clone()).collect()),
     );
+    put("protection", flags.protected.then(|| json!("restart")));
     put("serial", Some(json!(!flags.no_serial)));
     put("agent", Some(json!(!flags.no_agent)));
     put(
@@ -235,12 +236,12 @@ mod tests {
     fn flags_make_the_spec_that_a_file_would() {
         let from_flags = spec(&flags(
             "--name a --memory 2G --cpus 3 --disk /a.qcow2,shared --nic user \
-             --kernel /k --cmdline quiet --label app=web --node-label zone=x --no-agent",
+             --kernel /k --cmdline quiet --label app=web --node-label zone=x --protected --no-agent",
         ))
         .unwrap();
         let document = "name: a\nmemory: 2048\ncpu: {count: 3}\ndisks: [{path: /a.qcow2, shared: true}]\n\
              nics: [{}]\nboot: {kernel: /k, cmdline: quiet}\nlabels: {app: web}\nagent: false\n\
-             placement: {node_labels: {zone: x}}\n";
+             placement: {node_labels: {zone: x}}\nprotection: restart\n";
         assert_eq!(from_flags, from_text(document, None).unwrap());
     }
 

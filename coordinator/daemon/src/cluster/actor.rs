@@ -5,7 +5,7 @@
 //! the store as one commit (group commit), so the disk's pace bounds how often
 //! is committed and not how much.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,13 +14,14 @@ use bytes::Bytes;
 use godwit_coordinator_logic::effect::{Answer, Effect, Timer};
 use godwit_coordinator_logic::input::{Input, Output, SessionId, Ticket};
 use godwit_coordinator_logic::record;
-use godwit_shared::model::{Problem, UnixMillis};
+use godwit_shared::model::{BootMillis, NodeId, Problem, UnixMillis};
 use godwit_shared::wire::uplink::NodeHello;
 use tokio::sync::{mpsc, oneshot};
 
 use super::events::EventHub;
 use super::reader::{FIRST_STEP, Writer};
 use super::sessions::{SessionEntry, Sessions};
+use crate::fence::FenceAgent;
 use crate::session::Deliver;
 use crate::store::{Commit, CommitError, Expect, Revision, Store, Write};
 
@@ -79,6 +80,7 @@ pub(super) struct Outlets {
     pub(super) events: EventHub,
     pub(super) sessions: Sessions,
     pub(super) fatal: mpsc::UnboundedSender<Problem>,
+    pub(super) agents: BTreeMap<NodeId, FenceAgent>,
 }
 
 /// What one step led to.
@@ -142,7 +144,7 @@ impl ClusterActor {
         let now = UnixMillis::now();
         let (result, version) = self
             .writer
-            .step(|cluster| cluster.step(now, input, &mut effects));
+            .step(|cluster| cluster.step_at(now, steady(), input, &mut effects));
         if let (Err(problem), None) = (&result, &reply) {
             tracing::debug!(%problem, "an input was refused");
         }
@@ -281,8 +283,26 @@ impl ClusterActor {
                     let _ = answer.send(outcome);
                 }
             }
+            Effect::Fence(node) => self.fence(node, ctx),
             Effect::Arm { timer, at } => self.arm(timer, at, ctx),
         }
+    }
+
+    /// Runs the node's fence agent beside everything else.
+    fn fence(&mut self, node: NodeId, ctx: &mut Context<Self>) {
+        let agent = self.outlets.agents.get(&node).cloned();
+        let run = async move {
+            let outcome = match agent {
+                Some(agent) => agent.off(&node).await,
+                None => Err(Problem::internal("a fence agent that is not configured")),
+            };
+            (node, outcome)
+        };
+        run.into_actor(self)
+            .map(|(node, outcome), actor, ctx| {
+                actor.step(Input::FenceEnded { node, outcome }, None, ctx);
+            })
+            .spawn(ctx);
     }
 
     fn arm(&mut self, timer: Timer, at: UnixMillis, ctx: &mut Context<Self>) {
@@ -295,6 +315,13 @@ impl ClusterActor {
             ctx.cancel_future(old);
         }
     }
+}
+
+/// The time that leases are counted in.
+fn steady() -> BootMillis {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let millis = now.tv_sec.saturating_mul(1_000) + now.tv_nsec / 1_000_000;
+    BootMillis(u64::try_from(millis).unwrap_or_default())
 }
 
 fn store_write(write: record::Write) -> Write {

@@ -20,6 +20,7 @@ mod events;
 mod reader;
 mod sessions;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -36,6 +37,7 @@ use godwit_shared::wire::uplink::NodeHello;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::credential::random_text;
+use crate::fence::FenceAgent;
 use crate::store::{Commit, Expect, Pending, Store, StoreError, Write};
 use actor::{Apply, ClusterActor, Halt, Open, Reply};
 
@@ -81,6 +83,16 @@ impl ClusterHandle {
         settings: Settings,
         fatal: mpsc::UnboundedSender<Problem>,
     ) -> Result<Self, Problem> {
+        Self::with_agents(store, settings, BTreeMap::new(), fatal).await
+    }
+
+    /// The same, with the nodes' fence agents.
+    pub async fn with_agents(
+        store: Arc<dyn Store>,
+        settings: Settings,
+        agents: BTreeMap<NodeId, FenceAgent>,
+        fatal: mpsc::UnboundedSender<Problem>,
+    ) -> Result<Self, Problem> {
         let fence = take_over(&*store).await?;
         let scan = within(store.scan(Key::PREFIX)).await?;
         let records = scan
@@ -103,6 +115,7 @@ impl ClusterHandle {
                 events: events.clone(),
                 sessions: sessions.clone(),
                 fatal,
+                agents,
             },
         )
         .start();

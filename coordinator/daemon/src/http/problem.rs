@@ -59,6 +59,7 @@ pub(super) fn status_of(code: &str) -> StatusCode {
         | codes::BUSY
         | codes::NO_NODE_FITS
         | codes::NODE_NOT_EMPTY
+        | codes::LEASE_LOST
         | codes::NODE_NAME_TAKEN
         | codes::NODE_REVOKED
         | codes::INSUFFICIENT_RESOURCES
@@ -73,9 +74,11 @@ pub(super) fn status_of(code: &str) -> StatusCode {
             StatusCode::SERVICE_UNAVAILABLE
         }
         codes::TIMEOUT | codes::QEMU_TIMEOUT => StatusCode::GATEWAY_TIMEOUT,
-        codes::PROTOCOL | codes::VERSION_MISMATCH | codes::QEMU_START | codes::HOST_IO => {
-            StatusCode::BAD_GATEWAY
-        }
+        codes::PROTOCOL
+        | codes::VERSION_MISMATCH
+        | codes::QEMU_START
+        | codes::FENCE_FAILED
+        | codes::HOST_IO => StatusCode::BAD_GATEWAY,
         codes::INTERNAL | codes::STORE | codes::STORE_DAMAGED => StatusCode::INTERNAL_SERVER_ERROR,
         // What is left says that something was given in a wrong form.
         _ => StatusCode::BAD_REQUEST,

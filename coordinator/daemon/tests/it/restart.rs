@@ -73,6 +73,7 @@ fn settings() -> Settings {
         migrations: MigrationLimits::default(),
         rebalance: RebalanceSettings::default(),
         limits: Limits::default(),
+        fence_agents: std::collections::BTreeSet::new(),
     }
 }
 

@@ -1,9 +1,9 @@
 //! Nodes.
 
-use godwit_shared::api::{NodeHealth, NodeView};
-use godwit_shared::model::UnixMillis;
+use godwit_shared::api::{LeaseState, LeaseView, NodeHealth, NodeView};
 use godwit_shared::model::capacity::{EmulatorFacts, NodeFacts, NumaNode};
 use godwit_shared::model::spec::Taint;
+use godwit_shared::model::{NodeId, UnixMillis};
 
 use super::{Cell, Column, Listed, Shown, labels};
 use crate::output::human;
@@ -90,6 +90,10 @@ impl Shown for NodeView {
                 self.incarnation
             ),
         ));
+        if let Some(lease) = &self.lease {
+            sheet.push(("Lease", self::lease(lease, now)));
+            sheet.push(("Circle", names(&lease.circle)));
+        }
         sheet.push(("Labels", labels(&self.labels)));
         if let Some(taints) = taints(self) {
             sheet.push(("Taints", taints));
@@ -163,6 +167,24 @@ fn numa_node(node: &NumaNode) -> String {
         node.cpus.len(),
         node.memory
     )
+}
+
+/// `held for 18 s more, renewed 2 s ago: ...`.
+fn lease(lease: &LeaseView, now: UnixMillis) -> String {
+    let state = match lease.state {
+        LeaseState::Held => format!("held for {} more", lease.left),
+        other => other.as_str().to_owned(),
+    };
+    let renewed = lease
+        .renewed
+        .map(|at| format!(", renewed {} ago", human::age(at, now)));
+    let renewed = renewed.unwrap_or_default();
+    format!("{state}{renewed}: {}", lease.next)
+}
+
+fn names(nodes: &[NodeId]) -> String {
+    let names: Vec<&str> = nodes.iter().map(NodeId::as_str).collect();
+    names.join(", ")
 }
 
 /// `x86_64 10.0.2, tcg (/usr/bin/qemu-system-x86_64)`.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use godwit_shared::api::VmView;
+use godwit_shared::api::{ProtectionView, VmView};
 use godwit_shared::model::spec::{DiskFormat, DiskInterface, DiskSpec, NicModel, NicSpec};
 use godwit_shared::model::{
     AgentState, DomainState, DomainUsage, Millis, RunState, UnixMillis, VmSpec,
@@ -99,6 +99,9 @@ impl Shown for VmView {
         if let Some(found) = &self.problem {
             sheet.push(("Problem", problem(found)));
         }
+        if let Some(protection) = &self.protection {
+            sheet.push(("Protection", self::protection(self, protection)));
+        }
         spec(self, &mut sheet);
         if self.state.has_process() {
             sheet.push(("Agent", agent(self.agent).to_owned()));
@@ -108,6 +111,14 @@ impl Shown for VmView {
         }
         sheet
     }
+}
+
+/// `restart, priority 5: is started again when its node is lost`.
+fn protection(vm: &VmView, view: &ProtectionView) -> String {
+    let lost = view.lost.as_ref();
+    let lost = lost.map_or_else(String::new, |node| format!("lost with {node}; "));
+    let (word, priority) = (vm.spec.protection.as_str(), vm.spec.priority);
+    format!("{word}, priority {priority}: {lost}{}", view.next)
 }
 
 fn state(vm: &VmView, now: UnixMillis) -> String {
