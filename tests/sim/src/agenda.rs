@@ -10,6 +10,7 @@ use godwit_node_logic::handoff::{
     IncomingStage, OutgoingStage, SourceEvent, TargetEvent, Timer as SourceTimer, TombstoneVerdict,
 };
 use godwit_shared::model::{Epoch, MigrationId, NodeId, VmId, VmSpec};
+use godwit_shared::wire::lease::{LeaseAnswer, LeaseAsk};
 use godwit_shared::wire::peer::{SourceMessage, TargetMessage};
 use godwit_shared::wire::uplink::{CoordinatorMessage, NodeMessage, Verdict, VerdictQuery};
 
@@ -25,6 +26,8 @@ pub enum What {
     Node(N, u32, ToNode),
     /// To a QEMU, whatever becomes of daemons.
     Qemu(N, u64, ToQemu),
+    /// The alarm of that boot's guardian.
+    Guardian(N, u32),
     /// A daemon starts.
     Start(N),
     /// The coordinator starts.
@@ -93,6 +96,12 @@ pub enum ToNode {
     Query(Asker, VerdictQuery),
     /// The answer.
     Word(MigrationId, Verdict),
+    /// It is time to renew the lease.
+    Renew,
+    /// A peer without a session asks for its lease.
+    LeaseAsked(N, Box<LeaseAsk>),
+    /// What a peer says to that.
+    LeaseAnswered(N, Box<LeaseAnswer>),
 }
 
 /// What a source asks with.

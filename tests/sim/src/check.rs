@@ -202,7 +202,8 @@ impl Sim {
                     view.id
                 ));
             }
-            let told = view.exit.is_some() || view.problem.is_some();
+            let waits = view.protection.as_ref().is_some_and(|p| p.lost.is_some());
+            let told = view.exit.is_some() || view.problem.is_some() || waits;
             let stands = view.state == DomainState::Stopped && !told;
             let wanted = view.desired == RunState::Running;
             (wanted && stands && view.epoch > Epoch(0) && view.node.is_some()).then(|| {

@@ -1,17 +1,17 @@
 //! The coordinator's daemon: the production state machine, its store, its
 //! sessions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use godwit_coordinator_logic::cluster::{
-    Cluster, Limits, MigrationLimits, RebalanceMode, RebalanceSettings, Settings,
+    Cluster, Limits, MigrationLimits, ProtectionRules, RebalanceMode, RebalanceSettings, Settings,
 };
 use godwit_coordinator_logic::effect::{Effect, Timer};
 use godwit_coordinator_logic::input::{Input, Output, SessionId};
 use godwit_coordinator_logic::placement::Profiles;
 use godwit_coordinator_logic::record::{Key, NodeRecord, Write};
 use godwit_shared::api::Marks;
-use godwit_shared::model::{NodeId, Problem, UnixMillis, codes};
+use godwit_shared::model::{Millis, NodeId, Problem, UnixMillis, codes};
 use godwit_shared::wire::uplink::{CoordinatorMessage, NodeMessage};
 
 use crate::agenda::{N, ToCoordinator, ToNode, What, node_id};
@@ -104,8 +104,15 @@ fn settings(now: UnixMillis, evens: bool) -> Settings {
         limits: Limits {
             // Every event is a record: few are kept, or the store is all log.
             events: 20,
+            // So short that a cut outlives them now and then.
+            protection: ProtectionRules {
+                lease: Millis(6_000),
+                margin: Millis(1_500),
+                ..ProtectionRules::default()
+            },
             ..Limits::default()
         },
+        fence_agents: BTreeSet::new(),
     }
 }
 
@@ -126,16 +133,21 @@ impl Sim {
         self.perform_cluster(effects);
     }
 
-    /// It is killed: what was committed stays, what was to be sent is lost.
+    /// It is killed, and comes back by itself.
     pub(crate) fn crash_coordinator(&mut self) {
+        self.stop_coordinator();
+        let at = self.now + self.rng.between(200, 5_000);
+        self.agenda.add(at, What::StartCoordinator);
+    }
+
+    /// It is killed: what was committed stays, what was to be sent is lost.
+    pub(crate) fn stop_coordinator(&mut self) {
         self.coordinator.cluster = None;
         self.coordinator.timers.clear();
         let sessions: Vec<_> = self.coordinator.sessions.keys().copied().collect();
         for session in sessions {
             self.break_session(session);
         }
-        let at = self.now + self.rng.between(200, 5_000);
-        self.agenda.add(at, What::StartCoordinator);
     }
 
     pub(crate) fn on_coordinator(&mut self, to: ToCoordinator) {
@@ -257,7 +269,10 @@ impl Sim {
                     let fire = ToCoordinator::Timer(life, timer);
                     self.agenda.add(self.now + after, What::Coordinator(fire));
                 }
-                Effect::Emit(_) | Effect::TaskChanged(_) | Effect::Answer { .. } => {}
+                Effect::Fence(_)
+                | Effect::Emit(_)
+                | Effect::TaskChanged(_)
+                | Effect::Answer { .. } => {}
             }
         }
     }

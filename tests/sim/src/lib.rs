@@ -23,6 +23,7 @@ pub mod node;
 mod operator;
 pub mod qemu;
 pub mod rng;
+pub mod scene;
 pub mod sim;
 mod trouble;
 

@@ -10,13 +10,19 @@ pub enum Mutant {
     /// A node starts whatever it is told to, whether there is room or not, and
     /// the coordinator is told that it is larger than it is.
     NoLedger,
+    /// A guardian that ends nobody.
+    NoGuardian,
+    /// A node that vouches for anybody at any time.
+    VouchForAll,
 }
 
 impl Mutant {
     /// Every one.
-    pub const ALL: [Self; 3] = [
+    pub const ALL: [Self; 5] = [
         Self::ResumeOnTimeout,
         Self::AnswerBeforeCommit,
         Self::NoLedger,
+        Self::NoGuardian,
+        Self::VouchForAll,
     ];
 }

@@ -52,7 +52,13 @@ impl Sim {
         let vms = self.vms();
         let vm = VmId::from_u128(self.fresh());
         let task = TaskId::from_u128(self.fresh());
-        let form = serde_json::json!({ "name": format!("vm-{}", self.ids), "memory": memory });
+        let protection = match self.rng.permille(500) {
+            true => "restart",
+            false => "none",
+        };
+        let form = serde_json::json!({
+            "name": format!("vm-{}", self.ids), "memory": memory, "protection": protection,
+        });
         let Ok(spec) = VmSpec::from_value(form) else {
             return;
         };

@@ -35,6 +35,8 @@ pub struct Report {
     pub moved: u64,
     /// How many plans were asked for and taken.
     pub plans: u64,
+    /// How many VMs were ended with a lease.
+    pub ended_by_lease: u64,
     /// How many faults there were.
     pub faults: u64,
     /// What happened, where that was wanted.
@@ -58,6 +60,8 @@ pub struct Sim {
     pub(crate) mutant: Option<Mutant>,
     /// The load is evened out without being asked.
     pub(crate) evens: bool,
+    /// Nothing is drawn: neither faults nor operators.
+    pub(crate) calm: bool,
     pub(crate) breach: Option<String>,
     pub(crate) ids: u128,
     pub(crate) report: Report,
@@ -78,6 +82,7 @@ impl Sim {
             truth: BTreeMap::new(),
             mutant,
             evens: seed.is_multiple_of(3),
+            calm: false,
             breach: None,
             ids: 0,
             report: Report {
@@ -86,6 +91,7 @@ impl Sim {
                 breach: None,
                 moved: 0,
                 plans: 0,
+                ended_by_lease: 0,
                 faults: 0,
                 trace: Vec::new(),
                 print: 0,
@@ -122,7 +128,7 @@ impl Sim {
         self.report
     }
 
-    fn take(&mut self, what: What) {
+    pub(crate) fn take(&mut self, what: What) {
         match what {
             What::Coordinator(to) => self.on_coordinator(to),
             What::Node(n, life, to) => {
@@ -131,6 +137,11 @@ impl Sim {
                 }
             }
             What::Qemu(n, pid, to) => self.on_qemu(n, pid, to),
+            What::Guardian(n, boot) => {
+                if self.nodes[n].boot == boot {
+                    self.watch_over(n);
+                }
+            }
             What::Start(n) => self.start_node(n),
             What::StartCoordinator => self.start_coordinator(),
             What::Mend(a, b) => drop(self.cuts.remove(&(a, b))),

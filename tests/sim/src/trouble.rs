@@ -6,11 +6,14 @@ use crate::sim::{NODES, Sim, TROUBLED};
 impl Sim {
     /// Whether faults may still happen.
     pub(crate) const fn troubled(&self) -> bool {
-        self.now < TROUBLED
+        self.now < TROUBLED && !self.calm
     }
 
     /// One fault, and the time of the next.
     pub(crate) fn make_trouble(&mut self) {
+        if self.calm {
+            return;
+        }
         if !self.troubled() {
             return self.heal();
         }
@@ -24,7 +27,8 @@ impl Sim {
             }
             12..32 => self.kill_daemon(false),
             32..38 => self.kill_daemon(true),
-            38..66 => self.partition(),
+            38..60 => self.partition(),
+            60..66 => self.split(),
             66..76 => self.lose_session(),
             76..86 => self.kill_qemu(),
             86..93 => self.power_off(),
@@ -64,12 +68,32 @@ impl Sim {
         let (Ok(a), Ok(b)) = (usize::try_from(a.min(b)), usize::try_from(a.max(b))) else {
             return;
         };
-        if a == b || !self.cuts.insert((a, b)) {
+        if a == b || !self.cut(a, b) {
             return;
         }
         let length = self.rng.between(100, 15_000);
         self.note(&format!("{a} and {b} are cut off for {length} ms"));
         self.agenda.add(self.now + length, What::Mend(a, b));
+    }
+
+    /// The hosts fall into two sides that do not reach each other for a while.
+    fn split(&mut self) {
+        let hosts = NODES as u64 + 1;
+        let sides = self.rng.between(1, (1 << hosts) - 1);
+        let length = self.rng.between(2_000, 25_000);
+        self.note(&format!("sides {sides:05b} are cut off for {length} ms"));
+        for (a, b) in (0..=NODES).flat_map(|b| (0..b).map(move |a| (a, b))) {
+            if (sides >> a ^ sides >> b) & 1 == 1 && self.cut(a, b) {
+                self.agenda.add(self.now + length, What::Mend(a, b));
+            }
+        }
+    }
+
+    /// Two hosts do not reach each other from now on, the lower number first.
+    pub(crate) fn cut(&mut self, a: usize, b: usize) -> bool {
+        if !self.cuts.insert((a, b)) {
+            return false;
+        }
         if a == 0 {
             if let Some(session) = self.nodes[b - 1].session {
                 self.break_session(session);
@@ -81,6 +105,7 @@ impl Sim {
                 self.cut_link(link);
             }
         }
+        true
     }
 
     fn lose_session(&mut self) {

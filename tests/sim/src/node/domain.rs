@@ -197,11 +197,14 @@ impl Sim {
         self.write_record(n, vm);
         self.qemu_says(n, pid, News::Spawned);
         self.qemu_says(n, pid, News::Greeting);
+        self.guard(n, vm, pid);
     }
 
     /// Sets room aside for a domain that is to run.
     pub(super) fn reserve(&mut self, n: N, vm: VmId) -> Result<(), Problem> {
         let mutant = self.mutates(Mutant::NoLedger);
+        let actor = self.nodes[n].domains.get(&vm);
+        self.check_lease(n, actor.is_some_and(|actor| actor.spec.protected()))?;
         let node = &mut self.nodes[n];
         let needs = node.domains.get(&vm).filter(|d| !d.reserved);
         let needs = needs.map_or(0, |d| d.spec.memory.0);
@@ -334,7 +337,10 @@ impl Sim {
                     drop(self.tell_domain(n, vm, Event::Heard));
                 }
             }
-            News::Ended => drop(self.tell_domain(n, vm, exited())),
+            News::Ended => {
+                self.tell_of_lease(n, vm, pid);
+                drop(self.tell_domain(n, vm, exited()));
+            }
             News::Refused => {
                 let problem = Problem::new(codes::QEMU_COMMAND, "QEMU refuses");
                 for m in self.outgoing_of(n, vm) {
@@ -393,9 +399,11 @@ impl Sim {
         actor.run = record.run;
         actor.reserved = alive;
         node.domains.insert(vm, actor);
-        if found {
+        if let Some((pid, _)) = record.run.filter(|_| found) {
             let _ = self.tell_domain(n, vm, Event::Ready);
-        } else if alive {
+            self.guard(n, vm, pid);
+        } else if let Some((pid, _)) = record.run {
+            self.tell_of_lease(n, vm, pid);
             let end = Event::Exited {
                 detail: String::new(),
                 last_words: String::new(),

@@ -4,6 +4,7 @@
 mod board;
 mod domain;
 mod incoming;
+mod lease;
 mod outgoing;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use crate::sim::{MEMORY, Sim};
 
 pub use domain::DomainActor;
 pub use incoming::Incoming;
+pub use lease::{Guarded, Lease};
 pub use outgoing::Outgoing;
 
 /// A host and its daemon.
@@ -51,6 +53,10 @@ pub struct Node {
     pub incoming: BTreeMap<MigrationId, Incoming>,
     /// Migrations as they were last reported.
     pub reports: BTreeMap<MigrationId, MigrationReport>,
+    /// Its lease, and its word for others.
+    pub lease: Option<Lease>,
+    /// What guards protected VMs.
+    pub guarded: Guarded,
     pids: u64,
 }
 
@@ -131,6 +137,7 @@ impl Sim {
             ToNode::SessionLost(session) => {
                 if self.nodes[n].session == Some(session) {
                     self.nodes[n].session = None;
+                    self.lost_session(n, session);
                     self.later(n, (50, 500), ToNode::Dial);
                 }
             }
@@ -149,6 +156,9 @@ impl Sim {
             ToNode::LinkLostThere(link, m) => self.target_lost_link(n, link, m),
             ToNode::Query(asker, query) => self.question(n, asker, query.migration),
             ToNode::Word(m, word) => self.hear_word(n, m, word),
+            ToNode::Renew => self.renew_lease(n),
+            ToNode::LeaseAsked(by, ask) => self.lease_asked(n, by, *ask),
+            ToNode::LeaseAnswered(from, answer) => self.lease_answered(n, from, *answer),
         }
     }
 
@@ -163,9 +173,11 @@ impl Sim {
                 }
             }
             CoordinatorMessage::Refused(_) => self.break_session(session),
-            CoordinatorMessage::Welcome { .. }
-            | CoordinatorMessage::MembersChanged { .. }
-            | CoordinatorMessage::Certificate { .. } => {}
+            CoordinatorMessage::Welcome { .. } => self.ask_for_lease(n),
+            CoordinatorMessage::MembersChanged { .. } | CoordinatorMessage::Certificate { .. } => {}
+            CoordinatorMessage::Lease { of, grant } => {
+                self.lease_granted(n, of.as_ref(), grant);
+            }
         }
     }
 
@@ -197,6 +209,7 @@ impl Sim {
                 let asker = Asker::Coordinator(session, request);
                 return self.question(n, asker, query.migration);
             }
+            NodeRequest::WithholdVouch { node, period } => self.withhold(n, node, period),
             _ => Ok(NodeReply::Done),
         };
         self.reply(n, reply, outcome);
@@ -241,6 +254,7 @@ impl Sim {
         }
         self.nodes[n].up = true;
         self.nodes[n].life += 1;
+        self.begin_lease(n);
         let records = self.nodes[n].disk.records.clone();
         for (vm, record) in &records {
             self.adopt(n, *vm, record);
@@ -289,6 +303,7 @@ impl Sim {
         node.outgoing.clear();
         node.incoming.clear();
         node.reports.clear();
+        node.lease = None;
         if let Some(session) = node.session.take() {
             self.break_session(session);
         }
@@ -308,6 +323,7 @@ impl Sim {
             self.lost_guest(&qemu);
         }
         self.nodes[n].boot += 1;
+        self.lose_guardian(n);
     }
 }
 
