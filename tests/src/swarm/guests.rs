@@ -123,6 +123,10 @@ impl Guests {
             } => self.migrate(migration, vm, &target.node, everybody),
             NodeRequest::Verdict(_) => (Vec::new(), Ok(NodeReply::Verdict(Verdict::Refused))),
             NodeRequest::Log { .. } => (Vec::new(), Ok(NodeReply::Log(String::new()))),
+            NodeRequest::WithholdVouch { .. } => {
+                let left = Millis::ZERO;
+                (Vec::new(), Ok(NodeReply::Withheld { left }))
+            }
             NodeRequest::WatchMigration { .. } => (Vec::new(), Ok(NodeReply::Done)),
             NodeRequest::CancelMigration { migration }
             | NodeRequest::TuneMigration { migration, .. }

@@ -12,6 +12,7 @@ use godwit_shared::transport::{
     TransportRuntime,
 };
 use godwit_shared::wire::document::Document;
+use godwit_shared::wire::lease::LeaseRequest;
 use godwit_shared::wire::uplink::{CoordinatorMessage, NodeHello, NodeMessage};
 use tokio::sync::{mpsc, watch};
 
@@ -21,6 +22,9 @@ use super::joining::Joined;
 
 /// How long a hello may go without its answer.
 const WELCOME: Duration = Duration::from_secs(15);
+
+/// How often a lease of 20 s is renewed.
+const RENEW: Duration = Duration::from_secs(5);
 
 /// One node.
 pub(super) struct SimulatedNode {
@@ -124,8 +128,14 @@ struct Session {
 impl Session {
     /// Until its end.
     async fn go_on(mut self, guests: &Guests, everybody: &Everybody) {
+        let mut renewal = tokio::time::interval(RENEW);
+        let mut number = 0;
         loop {
             let sent = tokio::select! {
+                _ = renewal.tick() => {
+                    number += 1;
+                    self.sender.send(&renew(number)).await.map_err(Into::into)
+                }
                 received = self.receiver.recv() => match received {
                     Ok(Some(message)) => self.on_message(message, guests, everybody).await,
                     Ok(None) | Err(_) => return,
@@ -156,4 +166,9 @@ impl Session {
         let reply = NodeMessage::Reply { request, outcome };
         Ok(self.sender.send(&reply).await?)
     }
+}
+
+fn renew(number: u64) -> NodeMessage {
+    let request = LeaseRequest { number, circle: 1 };
+    NodeMessage::RenewLease { of: None, request }
 }
