@@ -1,6 +1,8 @@
 //! The last decision about a VM's place, in short: kept with the VM, so that
 //! "why is it there" has an answer long after the cluster has changed.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -33,10 +35,16 @@ pub struct Decision {
     pub score: Option<u32>,
     /// How the score came about.
     pub scores: Vec<ScorePart>,
-    /// How many nodes fitted, this one included.
-    pub fitting: u32,
+    /// How many nodes fitted, this one included; none where the cluster is so large
+    /// that not every node was looked at. `GET /vms/{vm}/placement` tells of all.
+    #[serde(default)]
+    pub fitting: Option<u32>,
     /// How many did not.
-    pub refused: u32,
+    #[serde(default)]
+    pub refused: Option<u32>,
+    /// At how many of these each reason stood, by its code.
+    #[serde(default)]
+    pub refusals: BTreeMap<String, u32>,
     /// The best of the other nodes that fitted.
     pub runner_up: Option<NodeId>,
     /// Its score.
@@ -61,11 +69,23 @@ impl Decision {
             scores: chosen
                 .map(|verdict| verdict.scores.clone())
                 .unwrap_or_default(),
-            fitting: count(fitting().count()),
-            refused: count(view.nodes.len() - fitting().count()),
+            fitting: Some(count(fitting().count())),
+            refused: Some(count(view.nodes.len() - fitting().count())),
+            refusals: refusals(view),
             runner_up: next.map(|verdict| verdict.node.clone()),
             runner_up_score: next.and_then(|verdict| verdict.score),
             profile: None,
         }
     }
+}
+
+fn refusals(view: &PlacementView) -> BTreeMap<String, u32> {
+    let mut refusals = BTreeMap::new();
+    for verdict in &view.nodes {
+        let codes = verdict.refused.iter().map(|problem| &problem.code);
+        for code in codes.collect::<BTreeSet<_>>() {
+            *refusals.entry(code.to_string()).or_default() += 1;
+        }
+    }
+    refusals
 }

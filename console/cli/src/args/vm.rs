@@ -25,6 +25,9 @@ pub(crate) enum VmCommand {
     },
     /// Show everything about a VM
     Show {
+        /// Say of every node why it could have the VM now, or could not
+        #[arg(long)]
+        explain: bool,
         /// The VM's name or id
         #[arg(required = true, value_name = "VM")]
         vms: Vec<VmRef>,

@@ -30,7 +30,7 @@ use super::{
         cluster::status, cluster::backup, cluster::place, cluster::vm_schema, events::stream,
         nodes::create_token, nodes::list, nodes::show, nodes::remove, nodes::absent, nodes::cordon, nodes::uncordon,
         marks::mark, placement::simulate, placement::profiles,
-        vms::list, vms::create, vms::show, vms::remove, vms::command, vms::migrate, vms::logs,
+        vms::list, vms::create, vms::show, vms::placement, vms::remove, vms::command, vms::migrate, vms::logs,
         console::attach,
         migrations::list, migrations::calibration, migrations::show, migrations::cancel,
         migrations::tune, migrations::resolve,

@@ -108,6 +108,7 @@ pub(super) fn v1() -> Vec<Path> {
             .get(web::route().to(vms::show))
             .delete(web::route().to(vms::remove)),
         at("/vms/{vm}/console").get(web::route().to(console::attach)),
+        at("/vms/{vm}/placement").get(web::route().to(vms::placement)),
         at("/vms/{vm}/logs").get(web::route().to(vms::logs)),
         at("/vms/{vm}/migrate").post(web::route().to(vms::migrate)),
         at("/vms/{vm}/{command}").post(web::route().to(vms::command)),

@@ -4,7 +4,9 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use godwit_coordinator_logic::cluster::Cluster;
 use godwit_coordinator_logic::effect::Answer as Word;
 use godwit_coordinator_logic::input::{Input, Output};
-use godwit_shared::api::{CommandOptions, CreateVm, DryRun, MigrateRequest, TaskView, VmView};
+use godwit_shared::api::{
+    CommandOptions, CreateVm, DryRun, MigrateRequest, PlacementView, TaskView, VmView,
+};
 use godwit_shared::model::{LifecycleCommand, MigrationId, Problem, TaskId, VmId, codes};
 use godwit_shared::wire::uplink::LogKind;
 
@@ -60,6 +62,30 @@ pub(super) async fn show(
         .cluster
         .reader()
         .read(|cluster| cluster.find_vm(&path).and_then(|vm| cluster.vm(vm)));
+    Ok(HttpResponse::Ok().json(look.await??))
+}
+
+/// Where the VM could be as things are: every node with its score or what is
+/// lacking, what the VM takes itself left out.
+#[utoipa::path(
+    get, path = "/api/v1/vms/{vm}/placement", tag = "vms",
+    params(("vm" = String, Path, description = "The VM's name or id")),
+    responses(
+        (status = 200, description = "Explained node by node", body = PlacementView),
+        (status = 404, description = "No such VM", body = Problem),
+    ),
+    security(("admin" = []))
+)]
+pub(super) async fn placement(
+    api: web::Data<Api>,
+    request: HttpRequest,
+    path: web::Path<String>,
+) -> Answer {
+    Parameters::of(&request, &[])?;
+    let look = api
+        .cluster
+        .reader()
+        .read(|cluster| cluster.find_vm(&path).and_then(|vm| cluster.explain(vm)));
     Ok(HttpResponse::Ok().json(look.await??))
 }
 

@@ -1,14 +1,15 @@
 //! Lifecycle commands: what is accepted, and when.
 
-use godwit_shared::api::{CommandOptions, Decision, DecisionReason};
+use godwit_shared::api::{CommandOptions, Decision};
 use godwit_shared::model::{
     DomainState, LifecycleCommand, NodeId, Problem, RunState, TaskId, UnixMillis, VmId, codes,
 };
 use godwit_shared::wire::uplink::{LogKind, NodeRequest};
 
 use super::Cluster;
+use super::decide::Rating;
+use super::live::Live;
 use super::member::LOST_NODE;
-use super::room::{choice, decision};
 use super::state::Purpose;
 use super::task::End;
 use super::turn::Turn;
@@ -39,7 +40,9 @@ impl Cluster {
         let mut decision = None;
         let node = match command {
             LifecycleCommand::Start => {
-                let made = self.check_start(vm, options.node.as_ref(), turn.now)?;
+                let (asked, now) = (options.node.as_ref(), turn.now);
+                let made =
+                    self.with_live(|cluster, live| cluster.check_start(live, vm, asked, now))?;
                 Some(decision.insert(made).node.clone())
             }
             LifecycleCommand::Delete => self.check_delete(vm)?,
@@ -95,6 +98,7 @@ impl Cluster {
     /// Where a stopped VM is to be started.
     fn check_start(
         &self,
+        live: &mut Live,
         vm: VmId,
         asked: Option<&NodeId>,
         now: UnixMillis,
@@ -112,7 +116,7 @@ impl Cluster {
         if let Some(node) = asked {
             self.member(node)?;
         }
-        let chosen = self.choose(record, asked, now)?;
+        let chosen = self.choose(live, record, asked, now)?;
         let elsewhere = |owner: &&NodeId| **owner != chosen.node;
         let former = record.owner.as_ref().filter(elsewhere);
         if let Some(owner) = former.filter(|owner| !self.lost_there(vm, owner)) {
@@ -125,6 +129,7 @@ impl Cluster {
     /// node's own goes nowhere else unless that is asked for.
     pub(super) fn choose(
         &self,
+        live: &mut Live,
         record: &VmRecord,
         asked: Option<&NodeId>,
         now: UnixMillis,
@@ -132,42 +137,48 @@ impl Cluster {
         let bound = record.spec.disks.iter().any(|disk| !disk.shared);
         let owner = record.owner.as_ref();
         let only = asked.or(owner.filter(|_| bound));
-        let wish = Request {
-            spec: &record.spec,
-            machine: record.machine.as_deref().or(record.spec.machine.as_deref()),
-            accelerator: record.spec.accelerator,
-            only,
-            exclude: None,
-        };
-        let view = self.rate(&wish, Some(record.id));
-        let fits = |node: &&NodeId| {
-            let mut verdicts = view.nodes.iter();
-            verdicts.any(|v| v.node == **node && v.score.is_some())
-        };
-        match owner.filter(|_| asked.is_none()).filter(fits) {
-            Some(owner) => {
-                let reason = DecisionReason::Stays;
-                Ok(decision(&view, &record.spec, owner, reason, now))
-            }
-            None => choice(view, &record.spec, only, now),
+        let mut rating = self.rating_of(live, record, now);
+        rating.wish.only = only;
+        let owner = owner.filter(|_| asked.is_none());
+        match owner.and_then(|owner| rating.stays(owner)) {
+            Some(stays) => Ok(stays),
+            None => rating.best(),
         }
     }
 
     /// Where it is to be, but for that node.
     pub(super) fn choose_beside(
         &self,
+        live: &mut Live,
         record: &VmRecord,
         not: &NodeId,
         now: UnixMillis,
     ) -> Result<Decision, Problem> {
+        let mut rating = self.rating_of(live, record, now);
+        rating.wish.exclude = Some(not);
+        rating.best()
+    }
+
+    fn rating_of<'a>(
+        &'a self,
+        live: &'a mut Live,
+        record: &'a VmRecord,
+        now: UnixMillis,
+    ) -> Rating<'a> {
         let wish = Request {
             spec: &record.spec,
             machine: record.machine.as_deref().or(record.spec.machine.as_deref()),
             accelerator: record.spec.accelerator,
             only: None,
-            exclude: Some(not),
+            exclude: None,
         };
-        choice(self.rate(&wish, Some(record.id)), &record.spec, None, now)
+        Rating {
+            cluster: self,
+            live,
+            wish,
+            vm: Some(record.id),
+            now,
+        }
     }
 
     /// Keeps why the VM is where it is to be.

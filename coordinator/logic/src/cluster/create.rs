@@ -4,7 +4,9 @@ use godwit_shared::api::{CreateVm, Decision};
 use godwit_shared::model::{Epoch, Problem, RunState, TaskId, UnixMillis, VmId, VmSpec, codes};
 
 use super::Cluster;
-use super::room::{choice, wish};
+use super::decide::Rating;
+use super::live::Live;
+use super::room::wish;
 use super::turn::{About, Turn};
 use crate::input::Output;
 use crate::record::{Key, TaskKind, VmRecord};
@@ -17,7 +19,9 @@ impl Cluster {
         task: TaskId,
         request: CreateVm,
     ) -> Result<Output, Problem> {
-        let decision = self.check_create(vm, &request, turn.now)?;
+        let now = turn.now;
+        let decision =
+            self.with_live(|cluster, live| cluster.check_create(live, vm, &request, now))?;
         let node = decision.as_ref().map(|decision| decision.node.clone());
         let CreateVm { spec, start, .. } = request;
         let name = spec.name.clone();
@@ -53,6 +57,7 @@ impl Cluster {
     /// anywhere.
     fn check_create(
         &self,
+        live: &mut Live,
         vm: VmId,
         request: &CreateVm,
         now: UnixMillis,
@@ -78,8 +83,14 @@ impl Cluster {
         } else if !request.start {
             return Ok(None);
         }
-        let asked = request.node.as_ref();
-        choice(self.rate(&wish(request), None), spec, asked, now).map(Some)
+        let rating = Rating {
+            cluster: self,
+            live,
+            wish: wish(request),
+            vm: None,
+            now,
+        };
+        rating.best().map(Some)
     }
 
     /// A profile that a VM names has to be among those of the settings.

@@ -22,6 +22,7 @@ use godwit_shared::model::{
 use godwit_shared::wire::uplink::{NodeReply, NodeRequest, Verdict, VerdictQuery};
 
 use super::Cluster;
+use super::live::Live;
 use super::state::Purpose;
 use super::task::End;
 use super::turn::{About, Turn};
@@ -212,7 +213,8 @@ impl Cluster {
         }
         // Others were given places in this very step.
         self.settle_ledger(turn);
-        match self.refuge(vm, turn.now) {
+        let now = turn.now;
+        match self.with_live(|cluster, live| cluster.refuge(live, vm, now)) {
             Err(problem) => self.put_off(turn, vm, AGAIN, &problem.message),
             Ok(decision) => {
                 let node = decision.node.clone();
@@ -319,13 +321,13 @@ impl Cluster {
 
     /// Where it is to be started again: where it was, if it fits there and the
     /// node holds a lease.
-    fn refuge(&self, vm: VmId, now: UnixMillis) -> Result<Decision, Problem> {
+    fn refuge(&self, live: &mut Live, vm: VmId, now: UnixMillis) -> Result<Decision, Problem> {
         let record = self.vm_record(vm)?;
         let bound = record.spec.disks.iter().any(|disk| !disk.shared);
         let owner = record.owner.as_ref().filter(|_| !bound);
         match owner.filter(|owner| !self.holds_lease(owner)) {
-            Some(owner) => self.choose_beside(record, owner, now),
-            None => self.choose(record, None, now),
+            Some(owner) => self.choose_beside(live, record, owner, now),
+            None => self.choose(live, record, None, now),
         }
     }
 

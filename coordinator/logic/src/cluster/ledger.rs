@@ -202,21 +202,29 @@ impl Taken {
 impl Cluster {
     /// Writes down the shares of the VMs of which anything was touched or said.
     pub(super) fn settle_ledger(&mut self, turn: &Turn) {
+        self.settle_nodes(turn);
         let mut doubtful = std::mem::take(&mut self.observed.ledger.doubtful);
         doubtful.extend(turn.touched().filter_map(|key| self.vm_of(key)));
         for vm in doubtful {
-            let share = self
-                .records
-                .vms
-                .get(&vm)
-                .map(|record| self.share_of(record));
+            let record = self.records.vms.get(&vm);
+            let share = record.map(|record| self.share_of(record));
+            let settled = record.zip(share.as_ref());
+            let settled = settled.map(|(record, share)| (&record.spec, &share.places[..]));
+            self.observed.live.put(vm, settled);
             self.observed.ledger.put(vm, share);
         }
     }
 
     /// Writes everything down, at the start.
     pub(super) fn begin_ledger(&mut self) {
-        self.observed.ledger = self.count_ledger();
+        let ledger = self.count_ledger();
+        self.begin_live();
+        for (vm, share) in ledger.all() {
+            let record = self.records.vms.get(&vm);
+            let settled = record.map(|record| (&record.spec, &share.places[..]));
+            self.observed.live.put(vm, settled);
+        }
+        self.observed.ledger = ledger;
     }
 
     /// The ledger as a count over all VMs gives it.

@@ -2,7 +2,7 @@
 //!
 //! What becomes of a migration then is in [`super::progress`].
 
-use godwit_shared::api::{Decision, DecisionReason, MigrateRequest};
+use godwit_shared::api::{Decision, MigrateRequest};
 use godwit_shared::model::spec::Accelerator;
 use godwit_shared::model::{
     DomainState, LifecycleCommand, MigrationId, NodeId, Problem, TaskId, UnixMillis, VmId, codes,
@@ -11,8 +11,9 @@ use godwit_shared::wire::uplink::NodeRequest;
 
 use super::Cluster;
 use super::command::conflict;
+use super::decide::Rating;
+use super::live::Live;
 use super::progress::about;
-use super::room::{choice, decision};
 use super::state::{Move, Purpose};
 use super::turn::Turn;
 use crate::input::{Output, Ticket};
@@ -84,7 +85,19 @@ impl Cluster {
     /// Where to, and what placement has against it (only ever something for a
     /// node that was named).
     pub(super) fn choose_target(
+        &mut self,
+        vm: VmId,
+        source: &NodeId,
+        asked: Option<&NodeId>,
+        now: UnixMillis,
+    ) -> Result<(Decision, Vec<Problem>), Problem> {
+        self.with_live(|cluster, live| cluster.target_by(live, vm, source, asked, now))
+    }
+
+    /// The same, by that index.
+    pub(super) fn target_by(
         &self,
+        live: &mut Live,
         vm: VmId,
         source: &NodeId,
         asked: Option<&NodeId>,
@@ -109,13 +122,17 @@ impl Cluster {
             only: asked,
             exclude: Some(source),
         };
-        let view = self.rate(&wish, Some(vm));
-        let Some(asked) = asked else {
-            return choice(view, &record.spec, None, now).map(|made| (made, Vec::new()));
+        let rating = Rating {
+            cluster: self,
+            live,
+            wish,
+            vm: Some(vm),
+            now,
         };
-        let made = decision(&view, &record.spec, asked, DecisionReason::Asked, now);
-        let verdict = view.nodes.into_iter().find(|v| v.node == *asked);
-        let found = verdict.map(|verdict| verdict.refused).unwrap_or_default();
+        let Some(asked) = asked else {
+            return rating.best().map(|made| (made, Vec::new()));
+        };
+        let (made, found) = rating.asked(asked);
         if found.iter().any(|p| p.code == codes::NODE_UNREACHABLE) {
             return choice_refused(&record.name.to_string(), asked, found);
         }

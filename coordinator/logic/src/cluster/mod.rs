@@ -52,10 +52,12 @@
 mod calibration;
 mod command;
 mod create;
+mod decide;
 mod failover;
 mod heard;
 mod lease;
 mod ledger;
+mod live;
 mod load;
 mod log;
 mod marks;
@@ -145,6 +147,9 @@ pub struct Limits {
     pub migrations: usize,
     /// The nodes' leases, and what follows their ends.
     pub protection: ProtectionRules,
+    /// Nodes up to which every one is looked at for each decision, so that it keeps
+    /// what became of the others.
+    pub explained: usize,
 }
 
 impl Default for Limits {
@@ -159,6 +164,7 @@ impl Default for Limits {
             tasks: 1_000,
             migrations: 1_000,
             protection: ProtectionRules::default(),
+            explained: 64,
         }
     }
 }
@@ -215,6 +221,7 @@ impl Cluster {
         self.settle_ledger(&turn);
         if cfg!(debug_assertions) {
             self.check_ledger();
+            self.check_live();
         }
         self.finish(turn, effects)?;
         output

@@ -33,6 +33,8 @@ use godwit_shared::model::{
 use serde::Deserialize;
 
 use super::Cluster;
+use super::decide::Rating;
+use super::live::Live;
 use super::state::{Knowledge, Purpose};
 use super::turn::Turn;
 use crate::placement::Request;
@@ -186,7 +188,8 @@ impl Cluster {
             self.await_node(turn, &record, &record.target);
             return Ok(());
         }
-        if let Err(problem) = self.still_fits(&record) {
+        let fits = self.with_live(|cluster, live| cluster.still_fits(live, &record));
+        if let Err(problem) = fits {
             if !record.placed {
                 return Err(problem);
             }
@@ -245,7 +248,7 @@ impl Cluster {
     }
 
     /// What was so when it was asked for may have changed since.
-    fn still_fits(&self, record: &MigrationRecord) -> Result<(), Problem> {
+    fn still_fits(&self, live: &mut Live, record: &MigrationRecord) -> Result<(), Problem> {
         let vm = self.vm_record(record.vm)?;
         let wish = Request {
             spec: &vm.spec,
@@ -254,9 +257,14 @@ impl Cluster {
             only: Some(&record.target),
             exclude: Some(&record.source),
         };
-        let view = self.rate(&wish, Some(record.vm));
-        let verdict = view.nodes.into_iter().find(|v| v.node == record.target);
-        let refused = verdict.map(|verdict| verdict.refused).unwrap_or_default();
+        let rating = Rating {
+            cluster: self,
+            live,
+            wish,
+            vm: Some(record.vm),
+            now: self.observed.now,
+        };
+        let (_, refused) = rating.asked(&record.target);
         if refused.is_empty() {
             return Ok(());
         }

@@ -13,8 +13,11 @@ use godwit_shared::model::{NodeId, Problem, RunState, UnixMillis, Usage, VmId, V
 
 use super::Cluster;
 use super::ledger::Share;
-use crate::placement::{Candidate, Request, Snapshot, place, place_explained};
+use crate::placement::{Candidate, Request, Snapshot, place_explained};
 use crate::record::{TaskKind, VmRecord};
+
+/// Reasons that a refusal gives.
+const REASONS: usize = 64;
 
 /// What is on one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,12 +33,7 @@ impl Cluster {
         place_explained(&self.snapshot_for(&request.spec, None), &wish(request))
     }
 
-    /// Rates the nodes for a VM; what it takes itself is left out.
-    pub(super) fn rate(&self, wish: &Request<'_>, vm: Option<VmId>) -> PlacementView {
-        place(&self.snapshot_enough_for(wish.spec, vm), wish)
-    }
-
-    fn snapshot_for(&self, spec: &VmSpec, except: Option<VmId>) -> Snapshot<'_> {
+    pub(super) fn snapshot_for(&self, spec: &VmSpec, except: Option<VmId>) -> Snapshot<'_> {
         Snapshot {
             weights: self.settings.placement.weights_for(spec),
             ..self.snapshot(except)
@@ -50,7 +48,7 @@ impl Cluster {
     /// The same with no more of the VMs than a decision for `spec` rests on: one
     /// without rules of its own goes by what is taken, and by those that keep
     /// others away.
-    fn snapshot_enough_for(&self, spec: &VmSpec, except: Option<VmId>) -> Snapshot<'_> {
+    pub(super) fn snapshot_enough_for(&self, spec: &VmSpec, except: Option<VmId>) -> Snapshot<'_> {
         if minds_others(spec) {
             return self.snapshot_for(spec, except);
         }
@@ -213,5 +211,17 @@ pub(super) fn choice(
     };
     Err(Problem::new(codes::NO_NODE_FITS, message)
         .remedy(remedy)
-        .and(reasons))
+        .and(the_first(reasons)))
+}
+
+/// No more of them than somebody reads.
+fn the_first(mut reasons: Vec<Problem>) -> Vec<Problem> {
+    let more = reasons.len().saturating_sub(REASONS);
+    if more > 0 {
+        reasons.truncate(REASONS);
+        let text = format!("{more} more reasons stand against other nodes");
+        let remedy = "see all of them: `godwit vm place --explain`";
+        reasons.push(Problem::new(codes::NO_NODE_FITS, text).remedy(remedy));
+    }
+    reasons
 }

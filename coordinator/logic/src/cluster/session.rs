@@ -80,6 +80,7 @@ impl Cluster {
             return;
         };
         state.session = Some(session);
+        self.observed.live.doubt(node);
         state.cleared.clear();
         state.strays.clear();
         if state.health != NodeHealth::Up {
@@ -170,6 +171,7 @@ impl Cluster {
             state.reason = Some(reason.to_owned());
         }
         self.observed.ledger.doubt_those_of(node);
+        self.observed.live.doubt(node);
         self.note(
             turn,
             "node.down",

@@ -12,6 +12,7 @@ use godwit_shared::wire::uplink::VerdictQuery;
 use super::Cluster;
 use super::lease::Leases;
 use super::ledger::Ledger;
+use super::live::Live;
 use crate::input::{SessionId, Ticket};
 use crate::record::{
     LeaseRecord, MigrationRecord, NodeRecord, PlanRecord, TaskRecord, TokenRecord, VmRecord,
@@ -57,6 +58,8 @@ pub(super) struct Observed {
     pub(super) roster: BTreeSet<NodeId>,
     /// What the VMs take on which nodes.
     pub(super) ledger: Ledger,
+    /// The nodes, in an order that finds the best one for a VM soon.
+    pub(super) live: Live,
     /// Plans that have not ended.
     pub(super) plans: BTreeSet<PlanId>,
     /// When the last step was.

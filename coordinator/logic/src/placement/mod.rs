@@ -32,7 +32,7 @@ use godwit_shared::api::{Change, NodeVerdict, PlacementView};
 use filter::Refusal;
 use rules::Rules;
 
-pub use index::{Chosen, Index};
+pub use index::{Chosen, Index, Resident};
 pub use profile::{Profiles, Weights};
 pub use request::{Candidate, Request, Snapshot};
 pub use simulate::{What, simulate};

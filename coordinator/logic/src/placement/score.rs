@@ -26,19 +26,7 @@ pub(super) fn parts(
     weights: &Weights,
 ) -> Vec<ScorePart> {
     let after = candidate.used.plus(Usage::of(request.spec));
-    let room = resources(after, facts.capacity, weights);
-    let names = [
-        "memory_balance",
-        "cpu_balance",
-        "pack",
-        "balance",
-        "headroom",
-    ];
-    let mut parts: Vec<ScorePart> = names
-        .into_iter()
-        .zip(room)
-        .map(|(name, (points, weight))| part(name, points, weight))
-        .collect();
+    let mut parts = room(after, facts.capacity, weights);
     let soft = rules
         .own
         .iter()
@@ -77,6 +65,21 @@ pub(super) fn mean(points: u64, weight: u64) -> u32 {
         .unwrap_or(0)
 }
 
+/// The same as [`resources`], by name.
+pub(super) fn room(after: Usage, capacity: Capacity, weights: &Weights) -> Vec<ScorePart> {
+    let names = [
+        "memory_balance",
+        "cpu_balance",
+        "pack",
+        "balance",
+        "headroom",
+    ];
+    let parts = names.into_iter().zip(resources(after, capacity, weights));
+    parts
+        .map(|(name, (points, weight))| part(name, points, weight))
+        .collect()
+}
+
 /// What the scorers of memory and vCPUs say to a node that is taken so far.
 pub(super) fn resources(after: Usage, capacity: Capacity, weights: &Weights) -> [Part; 5] {
     let memory = share_left(after.memory.0, capacity.memory.0);
@@ -99,13 +102,18 @@ pub(super) fn headroom(taken: u32) -> u32 {
 
 fn soft_rule(candidate: &Candidate<'_>, rule: &Rule<'_>, weights: &Weights) -> ScorePart {
     let points = rule.wish.kind.points(rule.count(candidate));
-    match rule.wish.name {
-        None => part("spread", points, weights.spread),
-        Some(name) => part(
-            &format!("rule {name}"),
-            points,
-            weights.of_rule(rule.wish.weight),
-        ),
+    let weight = match rule.wish.name {
+        None => weights.spread,
+        Some(_) => weights.of_rule(rule.wish.weight),
+    };
+    of_rule(rule.wish.name, points, weight)
+}
+
+/// A rule's part of the score; that of `spread_by` has no name.
+pub(super) fn of_rule(name: Option<&str>, points: u32, weight: u32) -> ScorePart {
+    match name {
+        None => part("spread", points, weight),
+        Some(name) => part(&format!("rule {name}"), points, weight),
     }
 }
 
@@ -135,7 +143,7 @@ pub(super) fn images(there: &[String], spec: &VmSpec) -> Option<u32> {
     (held * BEST).checked_div(files)
 }
 
-fn part(name: &str, points: u32, weight: u32) -> ScorePart {
+pub(super) fn part(name: &str, points: u32, weight: u32) -> ScorePart {
     ScorePart {
         name: name.to_owned(),
         points,

@@ -73,15 +73,18 @@ fn parts(scores: &[ScorePart]) -> String {
 
 /// Why a VM is where it is.
 pub(crate) fn decision(made: &Decision, now: UnixMillis) -> String {
-    let fitting = human::count(u64::from(made.fitting), "node");
-    let reason = match made.reason {
-        DecisionReason::Best => format!("best of {fitting} that fitted"),
-        DecisionReason::Asked => "the node was asked for".to_owned(),
-        DecisionReason::Stays => "it was there before".to_owned(),
+    let reason = match (made.reason, made.fitting) {
+        (DecisionReason::Best, Some(fitting)) => {
+            let fitting = human::count(fitting.into(), "node");
+            format!("best of {fitting} that fitted")
+        }
+        (DecisionReason::Best, None) => "the best node that fitted".to_owned(),
+        (DecisionReason::Asked, _) => "the node was asked for".to_owned(),
+        (DecisionReason::Stays, _) => "it was there before".to_owned(),
     };
     let mut text = format!("{} ago: {reason}", human::age(made.at, now));
-    if made.refused > 0 {
-        let _ = write!(text, ", {} did not", made.refused);
+    if let Some(refused) = made.refused.filter(|refused| *refused > 0) {
+        let _ = write!(text, ", {refused} did not{}", reasons(made));
     }
     if let Some(profile) = &made.profile {
         let _ = write!(text, "; profile {profile}");
@@ -93,6 +96,18 @@ pub(crate) fn decision(made: &Decision, now: UnixMillis) -> String {
         let _ = write!(text, "\nthen {node} with {score}");
     }
     text
+}
+
+/// What stood against how many nodes.
+fn reasons(made: &Decision) -> String {
+    let counts = made.refusals.iter();
+    let counts: Vec<String> = counts
+        .map(|(code, nodes)| format!("{nodes} {code}"))
+        .collect();
+    if counts.is_empty() {
+        return String::new();
+    }
+    format!(" ({})", counts.join(", "))
 }
 
 /// What a dry run found, and how the move would go.

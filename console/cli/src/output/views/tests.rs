@@ -214,7 +214,7 @@ fn things_in_full() {
                 "decision": {
                     "at": NOW - 86_400_000 * 3, "node": "node-1", "reason": "best", "score": 812,
                     "scores": [{ "name": "memory", "points": 800, "weight": 2 }, { "name": "spread", "points": 836, "weight": 1 }],
-                    "fitting": 2, "refused": 1, "runner_up": "node-3", "runner_up_score": 100, "profile": "pack",
+                    "fitting": 2, "refused": 1, "refusals": { "insufficient_resources": 1 }, "runner_up": "node-3", "runner_up_score": 100, "profile": "pack",
                 },
                 "problem": { "code": "guest_agent", "message": "the agent does not answer", "remedy": "see that it runs in the guest", "also": [] },
             })

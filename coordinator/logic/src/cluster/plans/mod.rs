@@ -39,6 +39,8 @@ use crate::effect::{Effect, Timer};
 use crate::input::Output;
 use crate::plan::{self, Balance, Metric, Move, Policy, order};
 use crate::record::{Key, PlanRecord};
+pub(super) use room::Coming;
+
 use rehearse::Rehearsal;
 use scene::Scene;
 

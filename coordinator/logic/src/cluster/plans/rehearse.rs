@@ -13,7 +13,7 @@ use godwit_shared::model::{NodeId, Problem, Usage, VmSpec, codes};
 
 use super::super::Cluster;
 use super::scene::{Scene, stays};
-use crate::placement::{Request, Snapshot, place};
+use crate::placement::{Index, Request, Snapshot, place};
 use crate::plan::{Drain, Move};
 use crate::record::VmRecord;
 
@@ -21,6 +21,8 @@ use crate::record::VmRecord;
 pub(super) struct Rehearsal<'a> {
     cluster: &'a Cluster,
     snapshot: Snapshot<'a>,
+    /// Of the same nodes, with the same VMs.
+    index: Index,
 }
 
 impl<'a> Rehearsal<'a> {
@@ -28,6 +30,7 @@ impl<'a> Rehearsal<'a> {
         Self {
             cluster,
             snapshot: cluster.snapshot(None),
+            index: cluster.observed.live.copy(cluster),
         }
     }
 
@@ -36,6 +39,8 @@ impl<'a> Rehearsal<'a> {
         let mut nodes = self.snapshot.nodes.iter_mut();
         if let Some(candidate) = nodes.find(|candidate| candidate.node == node) {
             candidate.cordoned = cordoned;
+            let (connected, facts) = (candidate.connected, candidate.facts);
+            self.index.set_node(node, connected, cordoned, facts);
         }
     }
 
@@ -49,30 +54,70 @@ impl<'a> Rehearsal<'a> {
     ) -> Result<NodeId, Vec<NodeVerdict>> {
         let spec = &record.spec;
         let was = self.take_away(spec);
+        self.snapshot.weights = self.cluster.settings.placement.weights_for(spec);
+        let found = self.choose(record, planned, elsewhere);
+        let scanned = || self.scan(record, planned, elsewhere);
+        debug_assert!(
+            found.is_none() || found == scanned().ok(),
+            "the index chooses another node"
+        );
+        let found = found.map_or_else(scanned, Ok);
+        match &found {
+            Ok(target) => self.put(spec, |node| node == target),
+            Err(_) => self.put(spec, |node| was.contains(&node)),
+        }
+        found
+    }
+
+    /// The index's answer; none as well where the scan has to give it.
+    fn choose(
+        &mut self,
+        record: &VmRecord,
+        planned: Option<&NodeId>,
+        elsewhere: bool,
+    ) -> Option<NodeId> {
+        let wish = Request {
+            exclude: record.owner.as_ref(),
+            ..wish(self.cluster, record)
+        };
+        let planned = planned.map(|planned| Request {
+            only: Some(planned),
+            ..wish
+        });
+        let wishes = planned.into_iter().chain(elsewhere.then_some(wish));
+        let weights = self.snapshot.weights;
+        for wish in wishes {
+            let found = self.index.choose(&wish, &weights);
+            let new_enough = |node: &NodeId| self.cluster.old_qemu(record, node).is_none();
+            if let Some(found) = found.filter(|found| new_enough(&found.node)) {
+                return Some(found.node);
+            }
+        }
+        None
+    }
+
+    /// What the filters and scorers say of every node.
+    fn scan(
+        &self,
+        record: &VmRecord,
+        planned: Option<&NodeId>,
+        elsewhere: bool,
+    ) -> Result<NodeId, Vec<NodeVerdict>> {
         let mut nodes = self.look(record);
         let fits = |verdict: &&NodeVerdict| verdict.refused.is_empty();
         let as_planned = nodes.iter().filter(|v| Some(&v.node) == planned).find(fits);
         let best = nodes.iter().find(fits).filter(|_| elsewhere);
         if let Some(found) = as_planned.or(best) {
-            let target = found.node.clone();
-            self.put(spec, |node| *node == target);
-            return Ok(target);
+            return Ok(found.node.clone());
         }
-        self.put(spec, |node| was.contains(&node));
         nodes.retain(|verdict| elsewhere || Some(&verdict.node) == planned);
         Err(nodes)
     }
 
     /// What placement says of every node but its own, the best first.
-    fn look(&mut self, record: &VmRecord) -> Vec<NodeVerdict> {
+    fn look(&self, record: &VmRecord) -> Vec<NodeVerdict> {
         let cluster = self.cluster;
-        self.snapshot.weights = cluster.settings.placement.weights_for(&record.spec);
-        let wish = Request {
-            machine: cluster.machine_in_use(record),
-            accelerator: cluster.accelerator_in_use(record),
-            ..Request::new(&record.spec)
-        };
-        let mut nodes = place(&self.snapshot, &wish).nodes;
+        let mut nodes = place(&self.snapshot, &wish(cluster, record)).nodes;
         nodes.retain(|verdict| record.owner.as_ref() != Some(&verdict.node));
         for verdict in &mut nodes {
             verdict
@@ -90,6 +135,8 @@ impl<'a> Rehearsal<'a> {
                 let usage = Usage::of(spec);
                 node.used.vcpus = node.used.vcpus.saturating_sub(usage.vcpus);
                 node.used.memory = node.used.memory.saturating_sub(usage.memory);
+                self.index.remove_vm(node.node, spec);
+                self.index.take(node.node, node.used);
                 was.push(node.node);
             }
         }
@@ -100,6 +147,8 @@ impl<'a> Rehearsal<'a> {
         for node in self.snapshot.nodes.iter_mut().filter(|node| is(node.node)) {
             node.used = node.used.plus(Usage::of(spec));
             node.vms.push(spec);
+            self.index.add_vm(node.node, spec);
+            self.index.take(node.node, node.used);
         }
     }
 }
@@ -155,6 +204,14 @@ impl Cluster {
 
     fn guest(&self, scene: &Scene, guest: usize) -> Option<&VmRecord> {
         self.records.vms.get(scene.vms.get(guest)?)
+    }
+}
+
+fn wish<'a>(cluster: &'a Cluster, record: &'a VmRecord) -> Request<'a> {
+    Request {
+        machine: cluster.machine_in_use(record),
+        accelerator: cluster.accelerator_in_use(record),
+        ..Request::new(&record.spec)
     }
 }
 

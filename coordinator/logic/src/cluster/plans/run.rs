@@ -21,6 +21,7 @@ use godwit_shared::model::{
 };
 
 use super::super::Cluster;
+use super::super::live::Live;
 use super::super::turn::{About, Turn};
 use super::{derived, title};
 use crate::record::{Key, MigrationRecord, TaskKind};
@@ -134,7 +135,8 @@ impl Cluster {
             place = next + 1;
             // The room that those before it left.
             self.settle_ledger(turn);
-            match self.look_at(turn, id, next) {
+            let found = self.with_live(|cluster, live| cluster.look_at(live, turn, id, next));
+            match found {
                 Next::Wait(reason) => self.step_waits(turn, id, next, reason),
                 Next::Go(made) => changed |= self.begin_step(turn, id, next, made),
                 Next::End(end) => {
@@ -163,7 +165,7 @@ impl Cluster {
         })
     }
 
-    fn look_at(&self, turn: &Turn, id: PlanId, place: usize) -> Next {
+    fn look_at(&self, live: &mut Live, turn: &Turn, id: PlanId, place: usize) -> Next {
         let Some(plan) = self.records.plans.get(&id).map(|record| &record.view) else {
             return Next::Wait(String::new());
         };
@@ -187,7 +189,7 @@ impl Cluster {
         if !self.is_up(&step.target) && self.just_started(turn.now) {
             return Next::Wait(format!("{} is not connected", step.target));
         }
-        self.target_for(turn.now, &plan.kind, step.vm, (&source, &step.target))
+        self.target_for(live, turn.now, &plan.kind, step.vm, (&source, &step.target))
     }
 
     /// A coordinator that has just been started knows little: nodes that are not
@@ -198,6 +200,7 @@ impl Cluster {
 
     fn target_for(
         &self,
+        live: &mut Live,
         now: UnixMillis,
         kind: &PlanKind,
         vm: VmId,
@@ -205,13 +208,13 @@ impl Cluster {
     ) -> Next {
         let (source, planned) = way;
         let failed = |problem| Next::End(End::failed(problem));
-        let found = match self.choose_target(vm, source, Some(planned), now) {
+        let found = match self.target_by(live, vm, source, Some(planned), now) {
             Ok((made, found)) if found.is_empty() => return Next::Go(made),
             Ok((_, found)) => found,
             Err(problem) => vec![problem],
         };
         if matches!(kind, PlanKind::Drain { .. }) {
-            return match self.choose_target(vm, source, None, now) {
+            return match self.target_by(live, vm, source, None, now) {
                 Ok((made, _)) => Next::Go(made),
                 Err(problem) => failed(problem),
             };

@@ -13,7 +13,7 @@ fn a_new_vm_knows_why_it_went_where() {
     let made = bench.vm(vm).decision.unwrap();
     assert_eq!(made.reason, DecisionReason::Best);
     assert_eq!((made.node, made.at), (node("node-1"), bench.now));
-    assert_eq!((made.fitting, made.refused), (2, 0));
+    assert_eq!((made.fitting, made.refused), (Some(2), Some(0)));
     assert!(made.score.is_some() && !made.scores.is_empty());
     assert_eq!(made.runner_up, Some(node("node-2")));
     bench.restart();

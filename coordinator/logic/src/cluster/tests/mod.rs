@@ -8,6 +8,7 @@ mod decision;
 mod failover;
 mod ledger;
 mod lifecycle;
+mod live;
 mod log;
 mod marks;
 mod members;

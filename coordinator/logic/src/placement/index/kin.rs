@@ -472,7 +472,7 @@ impl Kins {
 }
 
 impl Kin {
-    fn is(&self, spec: &VmSpec) -> bool {
+    pub(super) fn is(&self, spec: &VmSpec) -> bool {
         let (own, other) = (&self.placement, &spec.placement);
         self.labels == spec.labels
             && own.spread_by == other.spread_by

@@ -28,8 +28,9 @@ mod tree;
 
 use std::collections::{BTreeMap, HashMap};
 
+use godwit_shared::api::ScorePart;
 use godwit_shared::model::spec::MemoryBacking;
-use godwit_shared::model::{Capacity, NodeFacts, NodeId, Usage, VmSpec};
+use godwit_shared::model::{Capacity, NodeFacts, NodeId, Usage, VmName, VmSpec};
 
 use self::kin::Kins;
 use self::labels::{Labels, Own, number};
@@ -47,6 +48,16 @@ pub struct Chosen {
     pub node: NodeId,
     /// The node's score, as placement explains it.
     pub score: u32,
+}
+
+/// A VM on a node, as the index knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resident {
+    node: u32,
+    kin: u32,
+    name: VmName,
+    usage: Usage,
+    backing: MemoryBacking,
 }
 
 /// Nodes and what is on them, in an order that finds the best one soon.
@@ -136,20 +147,6 @@ impl Index {
     #[must_use]
     pub fn nearly(self, slack: u32) -> Self {
         Self { slack, ..self }
-    }
-
-    /// So much is taken on the node, whatever its VMs say.
-    fn take(&mut self, name: &NodeId, used: Usage) {
-        let Some(node) = self.by_name.get(name).copied() else {
-            return;
-        };
-        if self.nodes[node as usize].used != used {
-            let pool = self.leave_pool(node);
-            self.nodes[node as usize].used = used;
-            if let Some(pool) = pool {
-                self.enter(node, pool);
-            }
-        }
     }
 
     /// A node is new, or something about it is.
@@ -263,42 +260,77 @@ impl Index {
         true
     }
 
-    /// A VM takes room on that node.
-    pub fn add_vm(&mut self, node: &NodeId, spec: &VmSpec) {
-        if let Some(node) = self.by_name.get(node).copied() {
-            let kin = self.kins.find(spec, &mut self.labels);
-            self.settle(node, kin, spec, true);
-        }
+    /// A VM takes room on that node. What it was taken for, which has to be given
+    /// back when it goes; none where there is no such node.
+    pub fn add_vm(&mut self, node: &NodeId, spec: &VmSpec) -> Option<Resident> {
+        let node = *self.by_name.get(node)?;
+        let resident = Resident::of(spec, node, self.kins.find(spec, &mut self.labels));
+        self.settle(&resident, true);
+        Some(resident)
     }
 
-    /// It no longer does; its spec is the one with which it came.
+    /// It no longer does.
+    pub fn remove(&mut self, resident: &Resident) {
+        self.settle(resident, false);
+    }
+
+    /// The same by name; the spec is the one with which it came.
     pub fn remove_vm(&mut self, node: &NodeId, spec: &VmSpec) {
         if let Some(node) = self.by_name.get(node).copied() {
             let kin = self.kins.find(spec, &mut self.labels);
-            self.settle(node, kin, spec, false);
+            self.settle(&Resident::of(spec, node, kin), false);
         }
     }
 
-    fn settle(&mut self, node: u32, kin: u32, spec: &VmSpec, comes: bool) {
-        self.kins.settle(node, kin, &spec.name, comes);
-        let pool = self.leave_pool(node);
-        let there = &mut self.nodes[node as usize];
-        let (usage, backing) = (Usage::of(spec), spec.memory_backing);
-        if comes {
-            there.used = there.used.plus(usage);
-        } else {
-            there.used.memory = there.used.memory - usage.memory;
-            there.used.vcpus = there.used.vcpus.saturating_sub(usage.vcpus);
-        }
-        if !backing.is_default() {
-            let one = (usage, backing);
-            if comes {
-                there.backed.push(one);
-            } else if let Some(at) = there.backed.iter().position(|other| *other == one) {
-                there.backed.swap_remove(at);
+    /// Whether it is there for a VM of that spec.
+    pub fn is(&self, resident: &Resident, spec: &VmSpec) -> bool {
+        resident.name == spec.name
+            && resident.usage == Usage::of(spec)
+            && resident.backing == spec.memory_backing
+            && self.kins.kin(resident.kin).is(spec)
+    }
+
+    /// Sets what is taken on the node, whatever its VMs say.
+    pub fn take(&mut self, name: &NodeId, used: Usage) {
+        let Some(node) = self.by_name.get(name).copied() else {
+            return;
+        };
+        if self.nodes[node as usize].used != used {
+            let pool = self.leave_pool(node);
+            self.nodes[node as usize].used = used;
+            if let Some(pool) = pool {
+                self.enter(node, pool);
             }
-            there.recount();
         }
+    }
+
+    /// What is taken on the node; none where there is no such node.
+    pub fn used(&self, name: &NodeId) -> Option<Usage> {
+        let node = self.by_name.get(name)?;
+        Some(self.nodes[*node as usize].used)
+    }
+
+    /// Whether the node takes VMs.
+    pub fn takes_vms(&self, name: &NodeId) -> bool {
+        let node = self.by_name.get(name);
+        node.is_some_and(|node| self.nodes[*node as usize].seen.live)
+    }
+
+    /// How many nodes there are.
+    pub fn len(&self) -> usize {
+        self.by_name.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.by_name.is_empty()
+    }
+
+    fn settle(&mut self, resident: &Resident, comes: bool) {
+        let node = resident.node;
+        self.kins.settle(node, resident.kin, &resident.name, comes);
+        let pool = self.leave_pool(node);
+        self.nodes[node as usize].settle(resident, comes);
         if let Some(pool) = pool {
             self.enter(node, pool);
         }
@@ -315,7 +347,7 @@ impl Index {
     pub fn place(&mut self, request: &Request<'_>, weights: &Weights) -> Option<Chosen> {
         let kin = self.kins.find(request.spec, &mut self.labels);
         let (node, score) = self.chosen(request, kin, weights)?;
-        self.settle(node, kin, request.spec, true);
+        self.settle(&Resident::of(request.spec, node, kin), true);
         self.told(node, score)
     }
 
@@ -334,6 +366,20 @@ impl Index {
         let shape = self.shapes.find(request);
         let direction = self.direction(weights);
         search::best(self, request, kin, shape, weights, direction)
+    }
+
+    /// How the score of that node comes about, as placement explains it; none
+    /// where the node is refused.
+    pub fn scores(
+        &mut self,
+        node: &NodeId,
+        request: &Request<'_>,
+        weights: &Weights,
+    ) -> Option<Vec<ScorePart>> {
+        let node = *self.by_name.get(node)?;
+        let kin = self.kins.find(request.spec, &mut self.labels);
+        let shape = self.shapes.find(request);
+        search::scores(self, request, kin, shape, weights, node)
     }
 
     fn told(&self, node: u32, score: u32) -> Option<Chosen> {
@@ -437,7 +483,39 @@ impl Seen {
     }
 }
 
+impl Resident {
+    fn of(spec: &VmSpec, node: u32, kin: u32) -> Self {
+        Self {
+            node,
+            kin,
+            name: spec.name.clone(),
+            usage: Usage::of(spec),
+            backing: spec.memory_backing,
+        }
+    }
+}
+
 impl Node {
+    fn settle(&mut self, resident: &Resident, comes: bool) {
+        let usage = resident.usage;
+        if comes {
+            self.used = self.used.plus(usage);
+        } else {
+            self.used.memory = self.used.memory - usage.memory;
+            self.used.vcpus = self.used.vcpus.saturating_sub(usage.vcpus);
+        }
+        if resident.backing.is_default() {
+            return;
+        }
+        let one = (usage, resident.backing);
+        if comes {
+            self.backed.push(one);
+        } else if let Some(at) = self.backed.iter().position(|other| *other == one) {
+            self.backed.swap_remove(at);
+        }
+        self.recount();
+    }
+
     fn recount(&mut self) {
         self.numa = self.seen.numa.left_by(self.backed.clone());
     }

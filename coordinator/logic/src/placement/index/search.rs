@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use godwit_shared::api::ScorePart;
 use godwit_shared::model::spec::{MemoryBacking, NumaFit};
 use godwit_shared::model::{Capacity, NodeId, Usage};
 
@@ -16,7 +17,7 @@ use super::tree::{NONE, Span};
 use super::{Index, Pool};
 use crate::placement::profile::Weights;
 use crate::placement::request::Request;
-use crate::placement::rules::{Count, Kind};
+use crate::placement::rules::{self, Count, Kind};
 use crate::placement::score::{self, BEST};
 
 /// So many nodes are looked at one by one where a rule or a label names them.
@@ -45,6 +46,20 @@ pub(super) fn best(
         search.climb();
     }
     search.best.map(|best| (best.node, best.score))
+}
+
+/// The parts of that node's score; none where it is refused.
+pub(super) fn scores(
+    index: &Index,
+    request: &Request<'_>,
+    kin: u32,
+    shape: u32,
+    weights: &Weights,
+    node: u32,
+) -> Option<Vec<ScorePart>> {
+    let search = Search::new(index, request, kin, shape, weights, None);
+    search.judge(node)?;
+    Some(search.parts(node, request))
 }
 
 /// A rule with what is known of its group now.
@@ -463,6 +478,39 @@ impl<'a> Search<'a> {
             add(points, w.images);
         }
         score::mean(sum, weights)
+    }
+
+    /// What every scorer says of a node that is not refused: what [`Self::total`]
+    /// sums up, in words.
+    fn parts(&self, node: u32, request: &Request<'_>) -> Vec<ScorePart> {
+        let there = &self.index.nodes[node as usize];
+        let (seen, w) = (&there.seen, self.weights);
+        let own = self.index.kins.labels(node);
+        let mut parts = score::room(there.used.plus(self.wanted), seen.capacity, w);
+        let names = rules::wishes(request.spec).map(|wish| wish.name);
+        for (rule, name) in self.rules.iter().zip(names) {
+            if !rule.wish.required {
+                let count = rule.count(rule.wish.topology.domain(node, own));
+                parts.push(score::of_rule(
+                    name,
+                    rule.wish.kind.points(count),
+                    rule.weight,
+                ));
+            }
+        }
+        if self.index.disliked > 0 {
+            let taints = self.verdicts[seen.equipment as usize].unwrap_or_default();
+            parts.push(score::part("taints", taints, w.taints));
+        }
+        if self.backing.numa_fit == NumaFit::Preferred {
+            let holds = there.numa.holds(self.wanted, self.backing);
+            parts.push(score::part("numa", BEST * u32::from(holds), w.numa));
+        }
+        if let Some(points) = score::images(&seen.images, request.spec) {
+            parts.push(score::part("images", points, w.images));
+        }
+        parts.retain(|part| part.weight > 0);
+        parts
     }
 
     fn slope(&self, pool: &Pool, points: f32) -> Slope<'a> {

@@ -195,8 +195,14 @@ impl World {
             }
             8 => {
                 let vm = self.vm();
-                self.index.add_vm(&self.hosts[host].name, &vm);
-                self.hosts[host].vms.push(vm);
+                let there = self.index.add_vm(&self.hosts[host].name, &vm);
+                let there = there.unwrap();
+                assert!(self.index.is(&there, &vm));
+                if self.dice.one_in(2) {
+                    self.index.remove(&there);
+                } else {
+                    self.hosts[host].vms.push(vm);
+                }
                 return;
             }
             _ => return self.decide(),
@@ -272,6 +278,10 @@ impl World {
                 "it is no refused one"
             );
             assert!(near.score + 2 >= best.score);
+        }
+        if let Some(best) = &scanned {
+            let scores = self.index.scores(&best.node, &request, &weights);
+            assert_eq!(scores.as_ref(), Some(&view.nodes[0].scores));
         }
         let kept = self.index.place(&request, &weights);
         assert_eq!(kept, scanned, "{vm:?} {weights:?}");
