@@ -24,6 +24,7 @@ use godwit_shared::wire::document::Document;
 use godwit_shared::wire::frame::MAX_FRAME;
 use godwit_shared::wire::lease::{Circle, LeaseAnswer, LeaseAsk, LeaseGrant, LeaseRequest};
 use godwit_shared::wire::peer::{DiskPlan, Prepare, SourceMessage, TargetMessage};
+use godwit_shared::wire::roster::RosterMark;
 use godwit_shared::wire::uplink::{
     ConsoleAnswer, ConsoleOpen, CoordinatorMessage, JoinAnswer, JoinRequest, LogKind, Member,
     MigrationReport, NodeHello, NodeMessage, NodeReply, NodeRequest, Verdict, VerdictQuery,
@@ -246,6 +247,9 @@ fn node_messages() -> Vec<NodeMessage> {
             of: Some("node-2".parse().unwrap()),
             request: lease_request(),
         },
+        NodeMessage::AskMembers {
+            known: RosterMark::of(&[]),
+        },
     ]
 }
 
@@ -262,6 +266,7 @@ fn node_message_kind(message: &NodeMessage) -> &'static str {
         NodeMessage::RenewCertificate { .. } => "RenewCertificate",
         NodeMessage::RenewLease { of: None, .. } => "RenewLease",
         NodeMessage::RenewLease { .. } => "RenewLease::Of",
+        NodeMessage::AskMembers { .. } => "AskMembers",
     }
 }
 
@@ -269,7 +274,7 @@ fn coordinator_messages() -> Vec<CoordinatorMessage> {
     vec![
         CoordinatorMessage::Welcome {
             cluster: "godwit".into(),
-            members: vec![member()],
+            members: RosterMark::of(&[member()]),
         },
         CoordinatorMessage::Refused(problem()),
         CoordinatorMessage::MembersChanged {
@@ -293,6 +298,7 @@ fn coordinator_messages() -> Vec<CoordinatorMessage> {
             of: None,
             grant: lease_grant(),
         },
+        CoordinatorMessage::Members(vec![member()]),
     ]
 }
 
@@ -305,6 +311,7 @@ fn coordinator_message_kind(message: &CoordinatorMessage) -> &'static str {
         CoordinatorMessage::Verdict { .. } => "Verdict",
         CoordinatorMessage::Certificate { .. } => "Certificate",
         CoordinatorMessage::Lease { .. } => "Lease",
+        CoordinatorMessage::Members(_) => "Members",
     }
 }
 

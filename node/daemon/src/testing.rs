@@ -14,6 +14,7 @@ use godwit_shared::transport::{
     Connection, Endpoint, MessageReceiver, MessageSender, StreamKind, TransportOptions,
     TransportRuntime,
 };
+use godwit_shared::wire::roster::RosterMark;
 use godwit_shared::wire::uplink::{CoordinatorMessage, Member, NodeHello, NodeMessage};
 
 /// Longer than anything that goes well takes, on a busy machine too.
@@ -117,7 +118,7 @@ impl TestCoordinator {
     /// The next session, welcomed.
     pub(crate) async fn welcomed(&self) -> Script {
         let mut script = self.session().await;
-        script.say(welcome(Vec::new())).await;
+        script.say(welcome(&[])).await;
         script
     }
 }
@@ -140,10 +141,10 @@ impl Script {
     }
 }
 
-pub(crate) fn welcome(members: Vec<Member>) -> CoordinatorMessage {
+pub(crate) fn welcome(members: &[Member]) -> CoordinatorMessage {
     CoordinatorMessage::Welcome {
         cluster: "test".into(),
-        members,
+        members: RosterMark::of(members),
     }
 }
 

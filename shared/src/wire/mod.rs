@@ -3,6 +3,7 @@
 //! * [`codec`]: values to bytes and back; the only user of the byte format's crate.
 //! * [`frame`]: length-limited frames on a stream, sans I/O.
 //! * [`piece`]: how a migration's memory is put on a stream, packed or not; sans I/O.
+//! * [`roster`]: whether two sides know the same members.
 //! * [`version`]: the offer and answer that open a connection.
 //!
 //! Internal types are not wire types: what is sent is spelled out in the
@@ -14,5 +15,6 @@ pub mod frame;
 pub mod lease;
 pub mod peer;
 pub mod piece;
+pub mod roster;
 pub mod uplink;
 pub mod version;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::document::Document;
 use super::lease::{LeaseGrant, LeaseRequest};
+use super::roster::RosterMark;
 use crate::model::{
     DomainReport, DoubtDecision, Epoch, Forecast, LifecycleCommand, MigrationFailure,
     MigrationFigures, MigrationId, MigrationPhase, MigrationPolicy, MigrationProgress,
@@ -79,6 +80,11 @@ pub enum NodeMessage {
         /// What it asks.
         request: LeaseRequest,
     },
+    /// The members are not those of the welcome: what is different?
+    AskMembers {
+        /// The mark of those that the node knows.
+        known: RosterMark,
+    },
 }
 
 /// From the coordinator.
@@ -89,8 +95,10 @@ pub enum CoordinatorMessage {
     Welcome {
         /// The cluster's name.
         cluster: String,
-        /// Every member, the receiver included.
-        members: Vec<Member>,
+        /// The mark of the list of members. A node that knows another list asks
+        /// ([`NodeMessage::AskMembers`]): two thousand nodes that come back at
+        /// once would otherwise be sent four million members that they know.
+        members: RosterMark,
     },
     /// The session is refused; the connection is closed after this.
     Refused(Problem),
@@ -129,6 +137,9 @@ pub enum CoordinatorMessage {
         /// The grant.
         grant: LeaseGrant,
     },
+    /// Every member, the receiver included: for a node that knows a list of
+    /// which the coordinator does not know what has changed since.
+    Members(Vec<Member>),
 }
 
 /// What a coordinator may ask of a node.

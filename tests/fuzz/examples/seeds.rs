@@ -9,6 +9,7 @@ use godwit_shared::model::{
 };
 use godwit_shared::wire::codec::encode;
 use godwit_shared::wire::document::Document;
+use godwit_shared::wire::roster::RosterMark;
 use godwit_shared::wire::frame::frame;
 use godwit_shared::wire::peer::{Prepare, SourceMessage, TargetMessage};
 use godwit_shared::wire::uplink::{
@@ -93,7 +94,7 @@ fn coordinator() -> Outcome<Vec<Vec<u8>>> {
     Ok(vec![
         bytes(&CoordinatorMessage::Welcome {
             cluster: "godwit".into(),
-            members: vec![member.clone()],
+            members: RosterMark::of(std::slice::from_ref(&member)),
         })?,
         request(NodeRequest::Define {
             vm: VM,

@@ -48,6 +48,7 @@ impl Cluster {
         cluster.index_tasks(now, effects);
         cluster.index_plans(effects);
         cluster.begin_ledger();
+        cluster.observed.roster.mark = cluster.count_mark();
         cluster.arm_rebalance(now, &mut |effect| effects.push(effect));
         Ok(cluster)
     }

@@ -222,6 +222,7 @@ impl Cluster {
         if cfg!(debug_assertions) {
             self.check_ledger();
             self.check_live();
+            self.check_roster();
         }
         self.finish(turn, effects)?;
         output

@@ -29,18 +29,14 @@ impl Cluster {
         }
         let facts: NodeFacts = hello.facts.read("list of its facts")?;
         self.replace_session(turn, node, session);
-        let moved = self.set_facts(turn, node, facts);
-        self.tell(
-            turn,
-            node,
-            CoordinatorMessage::Welcome {
-                cluster: self.settings.name.clone(),
-                members: self.members(),
-            },
-        );
-        if moved {
+        if self.set_facts(turn, node, facts) {
             self.member_changed(turn, node);
         }
+        let welcome = CoordinatorMessage::Welcome {
+            cluster: self.settings.name.clone(),
+            members: self.observed.roster.mark,
+        };
+        self.tell(turn, node, welcome);
         for report in &hello.domains {
             self.note_stray(turn, node, report);
         }
@@ -203,6 +199,7 @@ impl Cluster {
             NodeMessage::Reply { request, outcome } => {
                 self.on_reply(turn, node, request, outcome);
             }
+            NodeMessage::AskMembers { known } => self.on_ask_members(turn, node, known),
             NodeMessage::AskVerdict(query) => self.on_ask_verdict(turn, node, &query),
             NodeMessage::RenewLease { of, request } => {
                 self.on_renew_lease(turn, node, of, &request);

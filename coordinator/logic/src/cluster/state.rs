@@ -13,6 +13,7 @@ use super::Cluster;
 use super::lease::Leases;
 use super::ledger::Ledger;
 use super::live::Live;
+use super::roster::Roster;
 use crate::input::{SessionId, Ticket};
 use crate::record::{
     LeaseRecord, MigrationRecord, NodeRecord, PlanRecord, TaskRecord, TokenRecord, VmRecord,
@@ -54,8 +55,8 @@ pub(super) struct Observed {
     /// Migrations that wait for a place, and why; the reason is empty until it
     /// was looked for.
     pub(super) waiting: BTreeMap<MigrationId, String>,
-    /// Members that the nodes have not been told of.
-    pub(super) roster: BTreeSet<NodeId>,
+    /// What the nodes know of the members.
+    pub(super) roster: Roster,
     /// What the VMs take on which nodes.
     pub(super) ledger: Ledger,
     /// The nodes, in an order that finds the best one for a VM soon.

@@ -3,7 +3,9 @@
 //! ```text
 //!   node                                   coordinator
 //!    | Hello: facts, every domain, migrations --> |
-//!    | <------------------- Welcome: the members  |   or Refused, and the end
+//!    | <------------- Welcome: the members' mark  |   or Refused, and the end
+//!    | AskMembers ------------------------------> |   where that is not the node's own
+//!    | <--------------- Members, MembersChanged   |   now, and whenever they change
 //!    | Domain, DomainGone, Migration -----------> |   as the bus has news
 //!    | <---------------------------------Request  |   any number at once
 //!    | Reply -----------------------------------> |   one for each, in any order
@@ -30,6 +32,7 @@ use godwit_shared::transport::{
     StreamError, StreamKind,
 };
 use godwit_shared::wire::document::Document;
+use godwit_shared::wire::roster::RosterMark;
 use godwit_shared::wire::uplink::{CoordinatorMessage, Member, NodeHello, NodeMessage};
 use tokio::sync::mpsc;
 
@@ -232,7 +235,7 @@ impl<'a> Session<'a> {
     async fn welcome(&mut self) -> Result<String, SessionError> {
         match self.receiver.recv().await? {
             Some(CoordinatorMessage::Welcome { cluster, members }) => {
-                self.context.learn_members(&members);
+                self.ask_for_members(members).await?;
                 Ok(cluster)
             }
             Some(CoordinatorMessage::Refused(problem)) => Err(SessionError::Refused(problem)),
@@ -240,6 +243,20 @@ impl<'a> Session<'a> {
                 "its first message is no welcome".into(),
             )),
             None => Err(self.stream_ended().await),
+        }
+    }
+
+    /// Asks what is different, where the coordinator's members are not those that
+    /// this node knows.
+    async fn ask_for_members(&mut self, members: RosterMark) -> Result<(), SessionError> {
+        let known = RosterMark::of(&self.context.bus.members().borrow());
+        if known == members {
+            return Ok(());
+        }
+        match self.sender.send(&NodeMessage::AskMembers { known }).await {
+            Ok(()) => Ok(()),
+            Err(SendError::Stream(error)) => Err(error.into()),
+            Err(error) => Err(SessionError::Hello(error)),
         }
     }
 

@@ -174,7 +174,9 @@ impl Sim {
             }
             CoordinatorMessage::Refused(_) => self.break_session(session),
             CoordinatorMessage::Welcome { .. } => self.ask_for_lease(n),
-            CoordinatorMessage::MembersChanged { .. } | CoordinatorMessage::Certificate { .. } => {}
+            CoordinatorMessage::MembersChanged { .. }
+            | CoordinatorMessage::Members(_)
+            | CoordinatorMessage::Certificate { .. } => {}
             CoordinatorMessage::Lease { of, grant } => {
                 self.lease_granted(n, of.as_ref(), grant);
             }

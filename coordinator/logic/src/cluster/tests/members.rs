@@ -2,6 +2,7 @@
 
 use super::*;
 use godwit_shared::model::codes;
+use godwit_shared::wire::roster::RosterMark;
 use godwit_shared::wire::uplink::Member;
 
 fn token(bench: &mut Bench, id: &str, valid: Option<Millis>) -> Result<Output, Problem> {
@@ -190,6 +191,49 @@ fn changed(message: &CoordinatorMessage) -> &Vec<Member> {
         panic!("members were expected");
     };
     set
+}
+
+/// What a node is told that knows those members.
+fn asked(bench: &mut Bench, known: &[Member]) -> CoordinatorMessage {
+    bench.told.clear();
+    let known = RosterMark::of(known);
+    bench.say("node-1", NodeMessage::AskMembers { known });
+    bench.told.remove(0).1
+}
+
+#[test]
+fn a_node_is_told_what_it_has_missed() {
+    let mut bench = Bench::of(&["node-1"]);
+    let listed = |bench: &mut Bench| match asked(bench, &[]) {
+        CoordinatorMessage::Members(all) => all,
+        CoordinatorMessage::MembersChanged { set, gone } if gone.is_empty() => set,
+        other => panic!("members were expected, not {other:?}"),
+    };
+    let first = listed(&mut bench);
+    assert_eq!(first.len(), 1);
+    bench.join("node-2").unwrap();
+    bench.join("node-3").unwrap();
+    let then = listed(&mut bench);
+    let gone = Input::RemoveNode {
+        node: node("node-2"),
+    };
+    bench.step(gone).unwrap();
+    let (third, second) = (then[2].clone(), node("node-2"));
+    let said = |set, gone| CoordinatorMessage::MembersChanged { set, gone };
+    let missed = asked(&mut bench, &first);
+    assert_eq!(missed, said(vec![third.clone()], vec![second.clone()]));
+    let missed = asked(&mut bench, &then);
+    assert_eq!(missed, said(vec![], vec![second]));
+    let now = [first[0].clone(), third];
+    assert_eq!(asked(&mut bench, &now), said(vec![], vec![]));
+    bench.restart_connected(&["node-1"]);
+    let welcomed = bench.told.iter().find_map(|(_, message)| match message {
+        CoordinatorMessage::Welcome { members, .. } => Some(*members),
+        _ => None,
+    });
+    assert_eq!(welcomed, Some(RosterMark::of(&now)), "nothing is asked for");
+    let unknown = asked(&mut bench, &then);
+    assert_eq!(unknown, CoordinatorMessage::Members(now.to_vec()));
 }
 
 #[test]

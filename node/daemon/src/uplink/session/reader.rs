@@ -56,6 +56,7 @@ impl<'a> Reader<'a> {
             CoordinatorMessage::MembersChanged { set, gone } => {
                 self.context.change_members(set, &gone);
             }
+            CoordinatorMessage::Members(members) => self.context.learn_members(&members),
             CoordinatorMessage::Verdict { migration, verdict } => {
                 let arrived = VerdictArrived { migration, verdict };
                 if self.context.uplink.try_send(arrived).is_err() {

@@ -3,6 +3,7 @@ use godwit_shared::model::{MigrationId, codes};
 use godwit_shared::pki::PeerIdentity;
 use godwit_shared::transport::CloseCode;
 use godwit_shared::wire::frame::frame;
+use godwit_shared::wire::roster::RosterMark;
 use godwit_shared::wire::uplink::{Member, VerdictQuery};
 
 use super::*;
@@ -17,7 +18,7 @@ async fn a_hello_tells_everything_and_news_follow() {
     let facts: NodeFacts = session.hello.facts.read("facts").unwrap();
     assert_eq!(facts.hostname, "h1");
     assert_eq!(session.hello.domains, [domain(1, DomainState::Running)]);
-    session.say(welcome(Vec::new())).await;
+    session.say(welcome(&[])).await;
     node.state(|state| matches!(state, UplinkState::Up { cluster } if cluster == "test"))
         .await;
     node.bus.publish_domain(domain(2, DomainState::Paused));
@@ -51,7 +52,7 @@ async fn a_lost_session_loses_nothing() {
         session = coordinator.session().await;
     }
     assert_eq!(session.hello.domains, [domain(1, DomainState::Crashed)]);
-    session.say(welcome(Vec::new())).await;
+    session.say(welcome(&[])).await;
     node.state(|state| matches!(state, UplinkState::Up { .. }))
         .await;
 }
@@ -134,7 +135,11 @@ async fn members_reach_the_bus_and_outlive_the_daemon() {
     };
     let mut members = node.bus.members();
     let mut session = coordinator.session().await;
-    session.say(welcome(vec![member.clone()])).await;
+    session.say(welcome(std::slice::from_ref(&member))).await;
+    let known = RosterMark::of(&[]);
+    assert_eq!(session.hear().await, NodeMessage::AskMembers { known });
+    let all = vec![member.clone()];
+    session.say(CoordinatorMessage::Members(all)).await;
     soon(members.wait_for(|members| members.len() == 1))
         .await
         .unwrap();
