@@ -33,6 +33,9 @@ godwit_setup() {
                 _want gcc gcc
                 _want g++ g++
                 _want make make
+                # For the build of etcd-client.
+                _want protoc protobuf-compiler
+                _want_file /usr/include/google/protobuf/descriptor.proto libprotobuf-dev
                 _want git git
                 _want_file /usr/include/stdio.h libc6-dev
                 _want_file /etc/ssl/certs/ca-certificates.crt ca-certificates

@@ -299,6 +299,9 @@ fn coordinator_messages() -> Vec<CoordinatorMessage> {
             grant: lease_grant(),
         },
         CoordinatorMessage::Members(vec![member()]),
+        CoordinatorMessage::Elsewhere {
+            leader: Some("c2:7440".into()),
+        },
     ]
 }
 
@@ -312,6 +315,7 @@ fn coordinator_message_kind(message: &CoordinatorMessage) -> &'static str {
         CoordinatorMessage::Certificate { .. } => "Certificate",
         CoordinatorMessage::Lease { .. } => "Lease",
         CoordinatorMessage::Members(_) => "Members",
+        CoordinatorMessage::Elsewhere { .. } => "Elsewhere",
     }
 }
 

@@ -40,7 +40,9 @@ impl Exit {
             | codes::NODE_NOT_EMPTY
             | codes::NODE_NAME_TAKEN => Self::Conflict,
             codes::TIMEOUT => Self::TimedOut,
-            codes::COORDINATOR_UNREACHABLE | codes::CA_MISMATCH => Self::Unreachable,
+            codes::COORDINATOR_UNREACHABLE | codes::NO_LEADER | codes::CA_MISMATCH => {
+                Self::Unreachable
+            }
             _ => Self::Failed,
         }
     }
@@ -103,9 +105,9 @@ impl Failure {
 
     /// Whether trying again may help: the coordinator was away, not unwilling.
     pub(crate) fn is_unreachable(&self) -> bool {
-        self.problems
-            .iter()
-            .any(|problem| problem.code == codes::COORDINATOR_UNREACHABLE)
+        self.problems.iter().any(|problem| {
+            problem.code == codes::COORDINATOR_UNREACHABLE || problem.code == codes::NO_LEADER
+        })
     }
 
     /// The code of the first problem.

@@ -1,9 +1,11 @@
 //! The daemon put together: what is opened in which order, and closed again.
 //!
-//! Start: state directory and its lock, ports, CA and identity, store, cluster
-//! actor, sessions, API; then the files that tell where it serves, and READY.
+//! Start: state directory and its lock, store, CA and identity, ports, the writer
+//! ([`begin`]: this one, or who is elected), sessions, API; then the files that tell where it serves, and READY.
 //! Stop: no more requests, listeners' streams end, nodes are told, the store is
 //! closed, and the lock goes last.
+
+mod begin;
 
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
@@ -22,13 +24,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
 use crate::backup::Backups;
-use crate::cluster::ClusterHandle;
+use crate::candidacy::SessionParts;
 use crate::config::{Config, host_port};
-use crate::credential;
-use crate::http::{self, Api, Watches};
-use crate::session::{self, SessionContext};
+use crate::follower::Leader;
+use crate::http::{self, ApiParts};
+use crate::session;
 use crate::state_dir::{EndpointsFile, StateDir};
-use crate::store::{RedbStore, Store};
+use crate::store::Store;
+use crate::{credential, peers};
+use begin::{Begin, Leading, Opened};
 
 /// Threads of the transport. One connection is driven by one at a time, and
 /// nodes say little.
@@ -49,12 +53,12 @@ pub struct Coordinator {
 
 #[derive(Debug)]
 struct Parts {
-    handle: ClusterHandle,
+    leading: Leading,
     server: ServerHandle,
     serving: JoinHandle<std::io::Result<()>>,
     endpoint: Endpoint,
     sessions: Arbiter,
-    store: Arc<RedbStore>,
+    store: Arc<dyn Store>,
     stop: CancellationToken,
     renewal: JoinHandle<()>,
     _endpoints: EndpointsFile,
@@ -87,48 +91,57 @@ impl Coordinator {
         let api_address = api
             .local_addr()
             .map_err(|error| no_api(config.api, &error))?;
+        let opened = Opened::open(&dir, &config.store).await?;
+        let store = opened.store();
+        if opened.is_shared() {
+            peers::before(&*store, &dir).await?;
+        }
         let authority = Authority::open(&dir, &names(&config))?;
-        let store = Arc::new(open_store(&dir).await?);
+        let fingerprint = authority.ca().fingerprint();
         let runtime = TransportRuntime::start(NET_THREADS).map_err(Problem::internal)?;
         let endpoint = bind_cluster(&runtime, &config, &authority)?;
         let cluster_address = endpoint.local_addr().map_err(Problem::internal)?;
         let url = format!("https://{}", local(api_address));
+        let mut addresses = addresses(&config, cluster_address);
+        if opened.is_shared() {
+            peers::after(&*store, &dir, &fingerprint.to_string()).await?;
+            addresses = peers::addresses(&*store, addresses).await?;
+        }
         let ca = authority.ca().certificate_pem();
-        let admin = credential::prepare(&dir, &*store, &url, ca).await?;
+        let admin = credential::prepare(&dir, &*store, &url, ca, opened.is_shared()).await?;
         let (fatal, failures) = mpsc::unbounded_channel();
-        let settings = settings(&config, &authority);
-        let shared: Arc<dyn Store> = Arc::clone(&store) as Arc<dyn Store>;
-        let handle =
-            ClusterHandle::with_agents(shared, settings, config.fence.clone(), fatal.clone())
-                .await?;
         let stop = CancellationToken::new();
-        let tls = authority.https()?;
-        let server = http::serve(
-            api,
-            tls,
-            Api {
-                cluster: handle.clone(),
-                admin,
-                watches: Watches::new(handle.clone()),
-                backups: Backups {
-                    store: Arc::clone(&store) as Arc<dyn Store>,
-                    cluster: config.name.clone(),
-                    ca_fingerprint: authority.ca().fingerprint().to_string(),
-                },
-                addresses: addresses(&config, cluster_address),
-                ca: authority.ca().fingerprint(),
-                stop: stop.clone(),
+        let parts = ApiParts {
+            admin,
+            backups: Backups {
+                store: Arc::clone(&store),
+                cluster: config.name.clone(),
+                ca_fingerprint: fingerprint.to_string(),
             },
-        )?;
+            ca: fingerprint,
+            addresses,
+        };
+        let tls = authority.https()?;
+        let begin = Begin {
+            settings: settings(&config, &authority),
+            about: Leader {
+                api: advertised_api(&config, api_address),
+                cluster: parts.addresses.first().cloned().unwrap_or_default(),
+            },
+            sessions: SessionParts {
+                authority: authority.clone(),
+                name: config.name.clone(),
+            },
+            parts,
+            agents: config.fence.clone(),
+            stop: stop.clone(),
+        };
+        let (door, roles, leading) = begin.begin(opened, fatal).await?;
+        let server = http::serve(api, tls, door)?;
         let server_handle = server.handle();
         let serving = actix::spawn(server);
         let sessions = Arbiter::new();
-        let context = SessionContext {
-            cluster: handle.clone(),
-            authority: authority.clone(),
-            name: config.name.clone(),
-        };
-        sessions.spawn(session::serve(endpoint.clone(), context));
+        sessions.spawn(session::serve(endpoint.clone(), roles));
         let renewal = actix::spawn(renew(authority, Arc::clone(&dir), endpoint.clone()));
         let cluster_text = cluster_address.to_string();
         let endpoints = EndpointsFile::write(dir.endpoints(), &url, &cluster_text)?;
@@ -138,7 +151,7 @@ impl Coordinator {
             cluster: cluster_address,
             failures,
             parts: Parts {
-                handle,
+                leading,
                 server: server_handle,
                 serving,
                 endpoint,
@@ -150,11 +163,6 @@ impl Coordinator {
                 _dir: dir,
             },
         })
-    }
-
-    /// The cluster.
-    pub fn handle(&self) -> &ClusterHandle {
-        &self.parts.handle
     }
 
     /// Resolves when the coordinator cannot go on.
@@ -173,10 +181,12 @@ impl Coordinator {
         let parts = self.parts;
         parts.renewal.abort();
         parts.stop.cancel();
-        parts.handle.events().close();
+        if let Leading::Alone(handle) = &parts.leading {
+            handle.events().close();
+        }
         parts.server.stop(true).await;
         // Before the nodes leave: their going is this daemon's end, not theirs.
-        parts.handle.halt().await;
+        parts.leading.end().await;
         parts.endpoint.close().await;
         parts.sessions.stop();
         if let Err(error) = parts.store.close().await {
@@ -203,12 +213,18 @@ fn settings(config: &Config, authority: &Authority) -> Settings {
     }
 }
 
-/// Opening checks the whole file, which takes its time.
-async fn open_store(dir: &StateDir) -> Result<RedbStore, Problem> {
-    let path = dir.store();
-    tokio::task::spawn_blocking(move || RedbStore::open(&path))
-        .await
-        .map_err(Problem::internal)?
+/// The API's URL for operators elsewhere, if it lets them in at all.
+fn advertised_api(config: &Config, bound: SocketAddr) -> String {
+    let host = match &config.advertise {
+        Some(advertise) if bound.ip().is_unspecified() => Some(advertise.host.clone()),
+        None if bound.ip().is_unspecified() => own_address().map(|ip| ip.to_string()),
+        _ => None,
+    };
+    let place = host.map_or_else(
+        || local(bound).to_string(),
+        |host| host_port(&host, bound.port()),
+    );
+    format!("https://{place}")
 }
 
 fn bind_api(address: SocketAddr) -> Result<TcpListener, Problem> {

@@ -8,6 +8,8 @@ mod protection;
 #[cfg(test)]
 mod tests;
 
+mod store;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -20,6 +22,8 @@ use godwit_shared::transport::TransportOptions;
 use serde::Deserialize;
 
 use crate::fence::FenceAgent;
+
+pub use store::{EtcdSettings, EtcdTls, StoreSettings};
 
 /// Where the daemon keeps what has to survive it.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/godwit/coordinator";
@@ -43,6 +47,8 @@ pub struct Config {
     pub name: String,
     /// CA, store and credential.
     pub state_dir: PathBuf,
+    /// Where the records live.
+    pub store: StoreSettings,
     /// The UDP address for nodes; port 0 takes a free one.
     pub listen: SocketAddr,
     /// The TCP address of the API; port 0 takes a free one.
@@ -104,6 +110,8 @@ pub struct RawConfig {
     api: Option<String>,
     advertise: Option<String>,
     #[serde(default)]
+    store: store::RawStore,
+    #[serde(default)]
     liveness: RawLiveness,
     #[serde(default)]
     placement: Profiles,
@@ -141,8 +149,10 @@ impl Config {
         let mut found = Vec::new();
         let default = TransportOptions::default();
         let or = |given: Option<u64>, default| given.map_or(default, Duration::from_millis);
+        let name = name(flags.name.or(raw.name), &mut found);
         let config = Self {
-            name: name(flags.name.or(raw.name), &mut found),
+            store: store::store(raw.store, &name, &mut found),
+            name,
             state_dir: state_dir(flags.state_dir.or(raw.state_dir), &mut found),
             listen: socket(
                 "listen",

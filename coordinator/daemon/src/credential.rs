@@ -53,15 +53,28 @@ pub fn random_text<const BYTES: usize>() -> Result<String, Problem> {
 }
 
 /// The hash of the admin token, from the store; makes the token where it is
-/// missing, and writes `admin.toml` with the API's present URL and CA.
+/// missing, and writes `admin.toml` with the API's present URL and CA. Where the
+/// store is `shared`, the token is the other coordinators' too: it is never
+/// replaced, and a file that is missing or another's is left so.
 pub async fn prepare(
     dir: &StateDir,
     store: &dyn Store,
     endpoint: &str,
     ca: &str,
+    shared: bool,
 ) -> Result<TokenHash, Problem> {
     let kept = kept(store).await?;
     let on_disk = on_disk(dir)?;
+    if let (true, Some(kept)) = (shared, &kept)
+        && !on_disk
+            .as_ref()
+            .is_some_and(|file| kept.admits(&file.token))
+    {
+        tracing::warn!(
+            "admin.toml does not hold the cluster's admin token: copy that of another coordinator"
+        );
+        return Ok(kept.clone());
+    }
     let valid = on_disk.as_ref().filter(|credential| {
         kept.as_ref()
             .is_some_and(|hash| hash.admits(&credential.token))
@@ -127,7 +140,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = StateDir::acquire(root.path()).unwrap();
         let store = RedbStore::open(&dir.store()).unwrap();
-        prepare(&dir, &store, "https://127.0.0.1:1", "CA")
+        prepare(&dir, &store, "https://127.0.0.1:1", "CA", false)
             .await
             .unwrap();
         let first = on_disk(&dir).unwrap().unwrap();
@@ -135,7 +148,7 @@ mod tests {
             std::fs::metadata(dir.admin()).unwrap().permissions().mode() & 0o777,
             0o600
         );
-        let hash = prepare(&dir, &store, "https://127.0.0.1:2", "CA")
+        let hash = prepare(&dir, &store, "https://127.0.0.1:2", "CA", false)
             .await
             .unwrap();
         let second = on_disk(&dir).unwrap().unwrap();
@@ -156,13 +169,45 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = StateDir::acquire(root.path()).unwrap();
         let store = RedbStore::open(&dir.store()).unwrap();
-        prepare(&dir, &store, "https://a", "CA").await.unwrap();
+        prepare(&dir, &store, "https://a", "CA", false)
+            .await
+            .unwrap();
         let old = on_disk(&dir).unwrap().unwrap().token;
         std::fs::remove_file(dir.admin()).unwrap();
-        let hash = prepare(&dir, &store, "https://a", "CA").await.unwrap();
+        let hash = prepare(&dir, &store, "https://a", "CA", false)
+            .await
+            .unwrap();
         assert!(!hash.admits(&old));
         std::fs::write(dir.admin(), "not toml").unwrap();
-        let hash = prepare(&dir, &store, "https://a", "CA").await.unwrap();
+        let hash = prepare(&dir, &store, "https://a", "CA", false)
+            .await
+            .unwrap();
         assert!(hash.admits(&on_disk(&dir).unwrap().unwrap().token));
+    }
+
+    #[tokio::test]
+    async fn the_token_of_several_coordinators_is_not_replaced_by_one() {
+        let roots = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let [first, second] = roots
+            .each_ref()
+            .map(|d| StateDir::acquire(d.path()).unwrap());
+        let store = RedbStore::open(&first.store()).unwrap();
+        prepare(&first, &store, "https://a", "CA", true)
+            .await
+            .unwrap();
+        let token = on_disk(&first).unwrap().unwrap().token;
+        let hash = prepare(&second, &store, "https://b", "CA", true)
+            .await
+            .unwrap();
+        assert!(hash.admits(&token) && on_disk(&second).unwrap().is_none());
+        std::fs::copy(first.admin(), second.admin()).unwrap();
+        prepare(&second, &store, "https://b", "CA", true)
+            .await
+            .unwrap();
+        let copied = on_disk(&second).unwrap().unwrap();
+        assert_eq!(
+            (copied.endpoint.as_str(), copied.token),
+            ("https://b", token)
+        );
     }
 }

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use godwit_coordinator::backup::restore::Restore;
 use godwit_coordinator::cli::{Cli, Command, RestoreArgs, RunArgs};
-use godwit_coordinator::config::Config;
+use godwit_coordinator::config::{Config, StoreSettings};
 use godwit_coordinator::{app, logging};
-use godwit_shared::model::Problem;
+use godwit_shared::model::{Problem, codes};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -34,6 +34,9 @@ fn run(args: &RunArgs, log: Option<String>) -> Result<(), Problem> {
 
 fn restore(args: &RestoreArgs, log: Option<String>) -> Result<(), Problem> {
     let config = Config::load(args.config.as_deref(), args.overrides(log))?;
+    if config.store != StoreSettings::Embedded {
+        return Err(in_etcd());
+    }
     let preparing = Restore::prepare(&args.file, &config.state_dir);
     let restore = actix::System::new().block_on(preparing)?;
     say(&restore.describe());
@@ -44,6 +47,13 @@ fn restore(args: &RestoreArgs, log: Option<String>) -> Result<(), Problem> {
     }
     say("restored; start the coordinator now");
     Ok(())
+}
+
+fn in_etcd() -> Problem {
+    Problem::new(codes::STATE_CONFLICT, "the store of these settings is in etcd")
+        .field("store.kind")
+        .value("etcd")
+        .remedy("restore etcd's own snapshot (`etcdctl snapshot restore`); this command restores the embedded store")
 }
 
 fn say(text: &str) {

@@ -73,6 +73,13 @@ pub use plan::*;
 pub use profile::ProfileView;
 pub use protection::{FencedBy, LeaseState, LeaseView, ProtectionView};
 
+/// A request's header: a client that wants the leader's word, where there is a
+/// leader, also for what another coordinator could answer.
+pub const WANTS: &str = "godwit-wants";
+/// An answer's header: `follower` when it is from a coordinator that does not
+/// lead, whose nodes' states are not known to it.
+pub const ANSWERED_BY: &str = "godwit-answered-by";
+
 /// The cluster in a few numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 pub struct ClusterStatus {

@@ -45,6 +45,10 @@ pub mod codes {
         NOT_FOUND = "not_found";
         /// The name is taken.
         ALREADY_EXISTS = "already_exists";
+        /// Another coordinator leads; ask that one.
+        NOT_LEADER = "not_leader";
+        /// No coordinator leads: nothing can be changed now.
+        NO_LEADER = "no_leader";
         /// The credential is missing or wrong.
         UNAUTHENTICATED = "unauthenticated";
         /// The state does not allow it now.

@@ -140,6 +140,12 @@ pub enum CoordinatorMessage {
     /// Every member, the receiver included: for a node that knows a list of
     /// which the coordinator does not know what has changed since.
     Members(Vec<Member>),
+    /// The answer to a hello at a coordinator that does not lead; the connection
+    /// is closed after this.
+    Elsewhere {
+        /// Where the leader listens for nodes: `host:port`; none while nobody leads.
+        leader: Option<String>,
+    },
 }
 
 /// What a coordinator may ask of a node.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use godwit_shared::model::{Problem, codes};
-use reqwest::header;
+use reqwest::{Url, header};
 use rustix::net::sockopt;
 use tokio::net::{TcpStream, lookup_host};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream, client_async_tls_with_config};
 
-use super::{CONNECT, Client, refusal, trouble};
+use super::{CONNECT, Client, HOPS, refusal, trouble, ways};
 use crate::args::VmRef;
 use crate::failure::Failure;
 
@@ -34,11 +34,33 @@ pub(crate) struct Attached {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
 }
 
+/// What came of an attempt.
+enum Opening {
+    Done(Box<Attached>),
+    /// The leader is there.
+    Elsewhere(Url),
+}
+
 impl Client {
     /// Attaches to a VM's console, with at most `scrollback` bytes of what was
     /// there before.
     pub(crate) async fn attach(&self, vm: &VmRef, scrollback: u32) -> Result<Attached, Failure> {
-        let mut url = self.base.clone();
+        let mut hops = HOPS;
+        loop {
+            match self.open_console(vm, scrollback).await? {
+                Opening::Done(attached) => return Ok(*attached),
+                Opening::Elsewhere(url) if hops > 0 => {
+                    self.ways.go(url);
+                    hops -= 1;
+                }
+                Opening::Elsewhere(_) => return Err(trouble::no_answer(&self.ways.now())),
+            }
+        }
+    }
+
+    async fn open_console(&self, vm: &VmRef, scrollback: u32) -> Result<Opening, Failure> {
+        let base = self.ways.now();
+        let mut url = base.clone();
         url.set_path(&format!("/api/v1/vms/{vm}/console"));
         url.set_query(Some(&format!("scrollback={scrollback}")));
         let text = format!("wss{}", url.as_str().trim_start_matches("https"));
@@ -52,30 +74,34 @@ impl Client {
         let connector = Connector::Rustls(self.tls.clone());
         let opening = client_async_tls_with_config(request, stream, None, Some(connector));
         match tokio::time::timeout(CONNECT, opening).await {
-            Ok(Ok((socket, _))) => Ok(Attached { socket }),
+            Ok(Ok((socket, _))) => Ok(Opening::Done(Box::new(Attached { socket }))),
             Ok(Err(tungstenite::Error::Http(response))) => {
+                if let Some(url) = ways::leader(response.status(), response.headers()) {
+                    return Ok(Opening::Elsewhere(url));
+                }
                 let body = response.body().as_deref().unwrap_or_default();
                 Err(refusal(response.status(), body))
             }
-            Ok(Err(error)) => Err(trouble::of(&error, &self.base)),
-            Err(_) => Err(trouble::no_answer(&self.base)),
+            Ok(Err(error)) => Err(trouble::of(&error, &base)),
+            Err(_) => Err(trouble::no_answer(&base)),
         }
     }
 
     /// A TCP connection that notices a dead peer: a console may be silent for
     /// hours, and must not look alive when the path is gone.
     async fn dial(&self) -> Result<TcpStream, Failure> {
-        let host = self.base.host_str().unwrap_or_default();
+        let base = self.ways.now();
+        let host = base.host_str().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        let port = self.base.port_or_known_default().unwrap_or(443);
+        let port = base.port_or_known_default().unwrap_or(443);
         let attempt = async {
             let addresses: Vec<SocketAddr> = lookup_host((host, port)).await?.collect();
             TcpStream::connect(addresses.as_slice()).await
         };
         let stream = match tokio::time::timeout(CONNECT, attempt).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(trouble::of(&error, &self.base)),
-            Err(_) => return Err(trouble::no_answer(&self.base)),
+            Ok(Err(error)) => return Err(trouble::of(&error, &base)),
+            Err(_) => return Err(trouble::no_answer(&base)),
         };
         let tuned = stream
             .set_nodelay(true)
@@ -86,7 +112,7 @@ impl Client {
             .and_then(|()| Ok(sockopt::set_tcp_user_timeout(&stream, 20_000)?));
         match tuned {
             Ok(()) => Ok(stream),
-            Err(error) => Err(trouble::of(&error, &self.base)),
+            Err(error) => Err(trouble::of(&error, &base)),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The REST interface, seen from the command line.
 //!
-//! Every call goes to one coordinator over TLS that trusts exactly the CA in
+//! Every call goes to the coordinator that leads ([`ways`]) over TLS that trusts exactly the CA in
 //! the credential ([`tls`]), with the bearer token, directly: proxies of the
 //! environment are not used. An answer that is a refusal becomes its
 //! [`Problem`]; what keeps a call from being answered becomes one in
@@ -11,11 +11,13 @@ pub(crate) mod events;
 pub(crate) mod sse;
 mod tls;
 mod trouble;
+mod ways;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use godwit_shared::api::AdminCredential;
+use godwit_shared::api::{ANSWERED_BY, AdminCredential, WANTS};
 use godwit_shared::model::{Problem, codes};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header};
 use rustls::ClientConfig;
@@ -25,6 +27,7 @@ use serde_json::Value;
 
 use crate::failure::{Exit, Failure};
 use crate::output::{Item, not_understood};
+use ways::Ways;
 
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -39,21 +42,31 @@ const FILE: Duration = Duration::from_secs(600);
 /// How long the coordinator is asked to hold a call for the end of a task.
 const LONG_POLL: Duration = Duration::from_secs(20);
 
+/// How often a call follows from one coordinator to another.
+const HOPS: u32 = 4;
+
 /// What it means that a call was not answered in time.
 type Late = fn(&Url) -> Failure;
 
-/// A way to one coordinator.
+/// A way to the coordinator.
 pub(crate) struct Client {
     http: reqwest::Client,
-    base: Url,
+    ways: Ways,
     authorization: header::HeaderValue,
     tls: Arc<ClientConfig>,
+    /// Set when something that was told is from a coordinator that does not lead.
+    from_a_copy: Arc<AtomicBool>,
 }
 
 impl Client {
-    /// Prepares the way; nothing is sent yet.
-    pub(crate) fn new(credential: &AdminCredential) -> Result<Self, Failure> {
-        let base = endpoint(&credential.endpoint)?;
+    /// Prepares the way; nothing is sent yet. `from_a_copy` is set when nobody
+    /// leads and another coordinator answers.
+    pub(crate) fn new(
+        credential: &AdminCredential,
+        from_a_copy: Arc<AtomicBool>,
+    ) -> Result<Self, Failure> {
+        let (first, more) = endpoints(&credential.endpoint)?;
+        let ways = Ways::new(first, more);
         let tls = tls::config(&credential.ca)?;
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls.clone())
@@ -76,9 +89,10 @@ impl Client {
         authorization.set_sensitive(true);
         Ok(Self {
             http,
-            base,
+            ways,
             authorization,
             tls: Arc::new(tls),
+            from_a_copy,
         })
     }
 
@@ -154,24 +168,49 @@ impl Client {
     }
 
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        let mut url = self.base.clone();
+        let mut url = self.ways.now();
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         url.set_path(&format!("/api/v1{path}"));
         url.set_query(Some(query).filter(|query| !query.is_empty()));
         self.http
             .request(method, url)
             .header(header::AUTHORIZATION, self.authorization.clone())
+            .header(WANTS, "leader")
     }
 
     /// `late` words what it means that no answer came in time.
     async fn send(&self, request: RequestBuilder, late: Late) -> Result<Response, Failure> {
-        let response = request.send().await.map_err(|e| self.trouble(&e, late))?;
+        let response = self.reach(request, late).await?;
         if response.status().is_success() {
+            let copy = response.headers().contains_key(ANSWERED_BY);
+            self.from_a_copy.fetch_or(copy, Ordering::Relaxed);
             return Ok(response);
         }
         let status = response.status();
         let body = response.bytes().await.map_err(|e| self.trouble(&e, late))?;
         Err(refusal(status, &body))
+    }
+
+    /// Goes where the leader is: past coordinators that are away, and where the
+    /// others point to.
+    async fn reach(&self, request: RequestBuilder, late: Late) -> Result<Response, Failure> {
+        let request = request.build().map_err(|e| self.trouble(&e, late))?;
+        let mut others = self.ways.others();
+        let mut hops = HOPS;
+        loop {
+            let Some(attempt) = ways::towards(&request, &self.ways.now()) else {
+                return Err(Problem::internal("a request that cannot be sent twice").into());
+            };
+            match self.http.execute(attempt).await {
+                Ok(response) if hops > 0 && self.ways.follow(&response) => hops -= 1,
+                Ok(response) => return Ok(response),
+                Err(error) if error.is_connect() => match others.pop() {
+                    Some(next) => self.ways.go(next),
+                    None => return Err(self.trouble(&error, late)),
+                },
+                Err(error) => return Err(self.trouble(&error, late)),
+            }
+        }
     }
 
     async fn json(&self, request: RequestBuilder, late: Late) -> Result<Value, Failure> {
@@ -185,13 +224,23 @@ impl Client {
 
     fn trouble(&self, error: &reqwest::Error, late: Late) -> Failure {
         if error.is_timeout() && !error.is_connect() {
-            return late(&self.base);
+            return late(&self.ways.now());
         }
-        trouble::of(error, &self.base)
+        trouble::of(error, &self.ways.now())
     }
 }
 
-/// The coordinator's address: HTTPS, a host, nothing behind it.
+/// The coordinators' addresses, with commas between them.
+fn endpoints(text: &str) -> Result<(Url, Vec<Url>), Failure> {
+    let (first, more) = match text.split_once(',') {
+        Some((first, more)) => (first, more.split(',').collect::<Vec<_>>()),
+        None => (text, Vec::new()),
+    };
+    let more: Result<_, _> = more.into_iter().map(|one| endpoint(one.trim())).collect();
+    Ok((endpoint(first.trim())?, more?))
+}
+
+/// A coordinator's address: HTTPS, a host, nothing behind it.
 fn endpoint(text: &str) -> Result<Url, Failure> {
     let url = Url::parse(text).ok();
     match url.filter(|url| url.scheme() == "https" && url.has_host()) {
@@ -237,6 +286,9 @@ mod tests {
     fn an_endpoint_is_https_with_a_host() {
         assert!(endpoint("https://127.0.0.1:7443").is_ok());
         assert!(endpoint("https://[::1]:7443/").is_ok());
+        let several = endpoints("https://a:1, https://b:1").unwrap();
+        assert_eq!(several.1.len(), 1);
+        assert!(endpoints("https://a:1,").is_err());
         for bad in ["", "127.0.0.1:7443", "http://a", "https://"] {
             assert_eq!(
                 endpoint(bad).unwrap_err().exit(),

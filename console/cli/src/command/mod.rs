@@ -19,6 +19,9 @@ mod splice;
 mod task;
 mod vm;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use godwit_shared::model::{Problem, codes};
 
 use crate::args::{Cli, Command};
@@ -46,7 +49,16 @@ pub(crate) fn run(cli: Cli, ui: &Ui) -> Result<(), Failure> {
 }
 
 async fn online(cli: Cli, ui: &Ui) -> Result<(), Failure> {
-    let connect = || Client::new(&credential::find(&cli.global)?);
+    let copy = Arc::new(AtomicBool::new(false));
+    let result = carry_out(cli, ui, &copy).await;
+    if copy.load(Ordering::Relaxed) {
+        ui.note("no coordinator leads now: this is what the records hold, and nodes' states are not known");
+    }
+    result
+}
+
+async fn carry_out(cli: Cli, ui: &Ui, copy: &Arc<AtomicBool>) -> Result<(), Failure> {
+    let connect = || Client::new(&credential::find(&cli.global)?, Arc::clone(copy));
     match cli.command {
         Command::Cluster(command) => cluster::run(command, connect, ui).await,
         Command::Node(command) => node::run(command, &connect()?, ui).await,

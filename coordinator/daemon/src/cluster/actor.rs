@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use bytes::Bytes;
+use godwit_coordinator_logic::cluster::Cluster;
 use godwit_coordinator_logic::effect::{Answer, Effect, Timer};
 use godwit_coordinator_logic::input::{Input, Output, SessionId, Ticket};
 use godwit_coordinator_logic::record;
@@ -18,12 +19,13 @@ use godwit_shared::model::{BootMillis, NodeId, Problem, UnixMillis};
 use godwit_shared::wire::uplink::NodeHello;
 use tokio::sync::{mpsc, oneshot};
 
+use super::WRITER;
 use super::events::EventHub;
 use super::reader::{FIRST_STEP, Writer};
 use super::sessions::{SessionEntry, Sessions};
 use crate::fence::FenceAgent;
 use crate::session::Deliver;
-use crate::store::{Commit, CommitError, Expect, Revision, Store, Write};
+use crate::store::{Commit, CommitError, Expect, LEADER, Revision, Store, Write};
 
 /// Inputs that may wait for their turn; further senders wait themselves.
 const MAILBOX: usize = 1024;
@@ -64,6 +66,17 @@ pub(super) struct Open {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Halt(pub(super) oneshot::Sender<()>);
+
+/// The right to write is lost: what is not durable is answered with this, and
+/// nothing more is taken.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Depose(pub(super) Problem);
+
+/// A follower's newer copy of the cluster.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Replace(pub(super) Box<Cluster>);
 
 /// What keeps an older coordinator from writing: every commit expects this
 /// record to be as this one left it.
@@ -133,6 +146,23 @@ impl ClusterActor {
         }
     }
 
+    /// One that shows a copy and takes no inputs: they are refused with `problem`.
+    pub(super) fn idle(
+        writer: Writer,
+        store: Arc<dyn Store>,
+        outlets: Outlets,
+        problem: Problem,
+    ) -> Self {
+        writer.durable(FIRST_STEP);
+        // Nothing is ever committed.
+        let (key, revision) = (WRITER, Revision::default());
+        let fence = Fence { key, revision };
+        Self {
+            ended: Some(problem),
+            ..Self::new(writer, store, fence, Vec::new(), outlets)
+        }
+    }
+
     fn step(&mut self, input: Input, reply: Option<OutputSender>, ctx: &mut Context<Self>) {
         if let Some(problem) = &self.ended {
             if let Some(reply) = reply {
@@ -194,7 +224,8 @@ impl ClusterActor {
             self.halts.clear();
             return;
         }
-        self.committing = self.waiting.drain(..).collect();
+        let together = self.group();
+        self.committing = self.waiting.drain(..together).collect();
         let writes = self
             .committing
             .iter_mut()
@@ -207,6 +238,18 @@ impl ClusterActor {
             .spawn(ctx);
     }
 
+    /// How many of those that wait fit into one commit; the first in any case.
+    fn group(&self) -> usize {
+        let room = self.store.room();
+        let (mut writes, mut bytes) = (0, 0);
+        let fit = self.waiting.iter().take_while(|batch| {
+            writes += batch.writes.len();
+            bytes += batch.writes.iter().map(size).sum::<usize>();
+            room.fits(writes, bytes)
+        });
+        fit.count().max(1)
+    }
+
     fn on_committed(&mut self, result: Result<Revision, CommitError>, ctx: &mut Context<Self>) {
         let batches = std::mem::take(&mut self.committing);
         match result {
@@ -216,12 +259,18 @@ impl ClusterActor {
                 }
                 self.pump(ctx);
             }
-            Err(error) => self.fail(error.into(), batches),
+            // The lease has ended, and this is how it is noticed.
+            Err(CommitError::Conflict { .. }) if self.fence.key == LEADER => {
+                self.fail(super::deposed(), batches);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the store failed");
+                self.fail(error.into(), batches);
+            }
         }
     }
 
     fn fail(&mut self, problem: Problem, batches: Vec<Batch>) {
-        tracing::error!(%problem, "the store failed; the coordinator ends");
         for batch in batches.into_iter().chain(self.waiting.drain(..)) {
             if let Some((reply, _)) = batch.reply {
                 let _ = reply.send(Err(problem.clone()));
@@ -324,6 +373,15 @@ fn steady() -> BootMillis {
     BootMillis(u64::try_from(millis).unwrap_or_default())
 }
 
+/// What a write takes of the store's room, a key's length taken as the longest.
+fn size(write: &record::Write) -> usize {
+    let value = match write {
+        record::Write::Put { value, .. } => value.len(),
+        record::Write::Delete { .. } => 0,
+    };
+    value + Write::LONGEST_KEY
+}
+
 fn store_write(write: record::Write) -> Write {
     match write {
         record::Write::Put { key, value } => Write::Put {
@@ -375,6 +433,28 @@ impl Handler<Halt> for ClusterActor {
         self.ended.get_or_insert_with(super::ending);
         self.halts.push(done);
         self.pump(ctx);
+    }
+}
+
+impl Handler<Depose> for ClusterActor {
+    type Result = ();
+
+    fn handle(&mut self, Depose(problem): Depose, ctx: &mut Self::Context) {
+        // Whatever the commit under way comes to, nothing is done about it.
+        let batches = std::mem::take(&mut self.committing);
+        for (_, timer) in self.timers.drain() {
+            ctx.cancel_future(timer);
+        }
+        self.fail(problem, batches);
+    }
+}
+
+impl Handler<Replace> for ClusterActor {
+    type Result = ();
+
+    fn handle(&mut self, Replace(fresh): Replace, _: &mut Self::Context) {
+        let ((), version) = self.writer.step(|cluster| *cluster = *fresh);
+        self.writer.durable(version);
     }
 }
 

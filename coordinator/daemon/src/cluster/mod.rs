@@ -39,7 +39,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::credential::random_text;
 use crate::fence::FenceAgent;
 use crate::store::{Commit, Expect, Pending, Store, StoreError, Write};
-use actor::{Apply, ClusterActor, Halt, Open, Reply};
+use actor::{Apply, ClusterActor, Depose, Halt, Open, Replace, Reply};
 
 pub use actor::Fence;
 pub use events::{EventHub, EventLine, Subscription};
@@ -94,6 +94,17 @@ impl ClusterHandle {
         fatal: mpsc::UnboundedSender<Problem>,
     ) -> Result<Self, Problem> {
         let fence = take_over(&*store).await?;
+        Self::lead(store, fence, settings, agents, fatal).await
+    }
+
+    /// The same with a right to write that was had otherwise, by an election.
+    pub async fn lead(
+        store: Arc<dyn Store>,
+        fence: Fence,
+        settings: Settings,
+        agents: BTreeMap<NodeId, FenceAgent>,
+        fatal: mpsc::UnboundedSender<Problem>,
+    ) -> Result<Self, Problem> {
         let scan = within(store.scan(Key::PREFIX)).await?;
         let records = scan
             .entries
@@ -105,27 +116,57 @@ impl ClusterHandle {
             .map_err(|error| unreadable(&error))?;
         let (reader, writer) = reader::pair(cluster);
         let events = EventHub::new(kept, &past_events(&reader, &effects));
+        Ok(Self::with(reader, events, agents, fatal, |outlets| {
+            ClusterActor::new(writer, store, fence, effects, outlets)
+        }))
+    }
+
+    /// A copy to look at: [`Self::replace`] renews it, and every input is
+    /// refused with `problem`.
+    pub fn copy(store: Arc<dyn Store>, cluster: Cluster, problem: Problem) -> Self {
+        let (reader, writer) = reader::pair(cluster);
+        let events = EventHub::new(0, &[]);
+        events.close();
+        let (fatal, _) = mpsc::unbounded_channel();
+        Self::with(reader, events, BTreeMap::new(), fatal, |outlets| {
+            ClusterActor::idle(writer, store, outlets, problem)
+        })
+    }
+
+    fn with(
+        reader: Reader,
+        events: EventHub,
+        agents: BTreeMap<NodeId, FenceAgent>,
+        fatal: mpsc::UnboundedSender<Problem>,
+        make: impl FnOnce(actor::Outlets) -> ClusterActor,
+    ) -> Self {
         let sessions = Sessions::default();
-        let actor = ClusterActor::new(
-            writer,
-            store,
-            fence,
-            effects,
-            actor::Outlets {
-                events: events.clone(),
-                sessions: sessions.clone(),
-                fatal,
-                agents,
-            },
-        )
-        .start();
-        Ok(Self {
-            actor,
+        let outlets = actor::Outlets {
+            events: events.clone(),
+            sessions: sessions.clone(),
+            fatal,
+            agents,
+        };
+        Self {
+            actor: make(outlets).start(),
             reader,
             events,
             sessions,
             tickets: Arc::default(),
-        })
+        }
+    }
+
+    /// Shows another copy from now on.
+    pub async fn replace(&self, cluster: Cluster) {
+        // Fails only when the daemon ends.
+        let _ = self.actor.send(Replace(Box::new(cluster))).await;
+    }
+
+    /// The right to write is lost: ends all at once, nodes' sessions too.
+    pub async fn depose(&self, problem: Problem) {
+        let _ = self.actor.send(Depose(problem)).await;
+        self.events.close();
+        self.sessions.end("this coordinator leads no more");
     }
 
     /// The cluster's state, to look at.
@@ -275,6 +316,15 @@ async fn within<T, E: From<StoreError>>(answer: Pending<T, E>) -> Result<T, E> {
         why: format!("nothing came for {} s", STORE.as_secs()),
     };
     tokio::time::timeout(STORE, answer).await.map_err(silent)?
+}
+
+/// Another coordinator has, or will have, the right to write.
+pub(crate) fn deposed() -> Problem {
+    Problem::new(
+        codes::NO_LEADER,
+        "this coordinator has ceased to lead the cluster; nothing of this was done",
+    )
+    .remedy("ask again: another coordinator leads in some seconds")
 }
 
 /// Makes this coordinator the writer: commits of an older one fail from now on.

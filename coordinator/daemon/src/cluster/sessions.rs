@@ -34,6 +34,14 @@ impl Sessions {
         sessions.get(&session).map(|entry| entry.connection.clone())
     }
 
+    /// Closes every connection: the nodes look for the leader.
+    pub(crate) fn end(&self, why: &str) {
+        let mut sessions = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for (_, entry) in sessions.drain() {
+            entry.connection.close(CloseCode::SHUTDOWN, why);
+        }
+    }
+
     pub(super) fn insert(&self, entry: SessionEntry) {
         let mut sessions = self.0.write().unwrap_or_else(PoisonError::into_inner);
         sessions.insert(entry.id, entry);

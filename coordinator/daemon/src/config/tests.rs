@@ -148,3 +148,56 @@ fn a_limit_of_no_migrations_is_refused_by_name() {
         2
     );
 }
+
+#[test]
+fn etcd_is_reached_with_certificates_or_on_this_host() {
+    let etcd = |rest: &str| check(&format!("name = 'berlin'\n[store]\nkind = 'etcd'\n{rest}"));
+    let StoreSettings::Etcd(plain) = etcd("endpoints = ['http://127.0.0.1:2379']").unwrap().store
+    else {
+        panic!("not etcd");
+    };
+    assert_eq!(
+        (plain.prefix.as_str(), &plain.tls),
+        ("godwit/berlin/", &None)
+    );
+    assert_eq!(plain.room, crate::store::Room::ETCD);
+    let safe = "endpoints = ['https://a:1', 'https://[::1]:2']\nca = '/a'\ncert = '/b'\nkey = '/c'";
+    assert!(etcd(safe).is_ok());
+    for (rest, field) in [
+        ("", "store.endpoints"),
+        (
+            "endpoints = ['http://etcd.example:2379']",
+            "store.endpoints",
+        ),
+        ("endpoints = ['https://a:2379']", "store.endpoints"),
+        (
+            "endpoints = ['http://[::1]:1']\nca = '/a'",
+            "store.endpoints",
+        ),
+        ("endpoints = ['a:2379']", "store.endpoints"),
+        ("endpoints = ['https://a']\nca = '/a'", "store.endpoints"),
+        (
+            "endpoints = ['https://a:1']\nca = '/a'\ncert = '/b'",
+            "store.key",
+        ),
+        (
+            "endpoints = ['http://localhost:1']\nprefix = 'x'",
+            "store.prefix",
+        ),
+        (
+            "endpoints = ['http://localhost:1']\nlease_ms = 900",
+            "store.lease_ms",
+        ),
+        (
+            "endpoints = ['http://localhost:1']\nmax_request_bytes = 9",
+            "store.max_request_bytes",
+        ),
+    ] {
+        let problem = etcd(rest).expect_err(rest);
+        assert_eq!(problem.field.as_deref(), Some(field), "{rest}");
+    }
+    let other = check("[store]\nkind = 'zookeeper'").unwrap_err();
+    assert_eq!(other.field.as_deref(), Some("store.kind"));
+    let unused = check("[store]\nendpoints = ['http://localhost:1']").unwrap_err();
+    assert_eq!(unused.field.as_deref(), Some("store.endpoints"));
+}

@@ -10,6 +10,7 @@ mod answer;
 mod auth;
 mod cluster;
 mod console;
+mod door;
 mod events;
 mod input;
 mod marks;
@@ -26,6 +27,7 @@ mod vms;
 mod watches;
 
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::dev::Server;
@@ -39,6 +41,8 @@ use tokio_util::sync::CancellationToken;
 use crate::backup::Backups;
 use crate::cluster::ClusterHandle;
 use crate::credential::TokenHash;
+use crate::follower::Follower;
+pub use door::Door;
 pub use watches::Watches;
 
 /// Threads that answer. Views are made under a read lock, so they do not wait
@@ -62,14 +66,66 @@ pub struct Api {
     pub addresses: Vec<String>,
     /// The CA, for join tokens.
     pub ca: CaFingerprint,
-    /// Set when the daemon stops: long answers end.
+    /// Set when the daemon stops, or ceases to lead: long answers end.
     pub stop: CancellationToken,
+    /// Set where another coordinator leads, or may: [`Self::cluster`] is a copy.
+    pub follower: Option<Arc<Follower>>,
+}
+
+/// What the handlers share whoever leads.
+#[derive(Debug, Clone)]
+pub struct ApiParts {
+    /// Whose requests are let in.
+    pub admin: TokenHash,
+    /// Makes backups.
+    pub backups: Backups,
+    /// The coordinators' addresses, for join tokens.
+    pub addresses: Vec<String>,
+    /// The CA, for join tokens.
+    pub ca: CaFingerprint,
+}
+
+impl ApiParts {
+    /// The API of a coordinator that leads, or is the only one.
+    pub fn leader(&self, cluster: &ClusterHandle, stop: CancellationToken) -> Api {
+        self.with(cluster.clone(), stop, None)
+    }
+
+    /// The API of one that does not.
+    pub fn follower(&self, follower: &Arc<Follower>, stop: CancellationToken) -> Api {
+        let copy = follower.handle().clone();
+        self.with(copy, stop, Some(Arc::clone(follower)))
+    }
+
+    fn with(
+        &self,
+        cluster: ClusterHandle,
+        stop: CancellationToken,
+        follower: Option<Arc<Follower>>,
+    ) -> Api {
+        Api {
+            watches: Watches::new(cluster.clone()),
+            cluster,
+            admin: self.admin.clone(),
+            backups: self.backups.clone(),
+            addresses: self.addresses.clone(),
+            ca: self.ca,
+            stop,
+            follower,
+        }
+    }
 }
 
 /// Serves the API on a socket that is bound already.
-pub fn serve(listener: TcpListener, tls: ServerConfig, api: Api) -> Result<Server, Problem> {
-    let api = web::Data::new(api);
-    let server = HttpServer::new(move || App::new().app_data(api.clone()).configure(configure))
+pub fn serve(listener: TcpListener, tls: ServerConfig, door: Arc<Door>) -> Result<Server, Problem> {
+    let door = web::Data::from(door);
+    let app = move || {
+        App::new()
+            .app_data(door.clone())
+            .configure(configure)
+            .wrap(from_fn(door::enter))
+    };
+    let server = HttpServer::new(app)
         .workers(WORKERS)
         .disable_signals()
         .shutdown_timeout(2)
@@ -89,7 +145,9 @@ pub(crate) fn configure(app: &mut web::ServiceConfig) {
     for resource in routes::open() {
         app.service(resource.into_resource(""));
     }
-    let mut api = web::scope(V1).wrap(from_fn(auth::admit));
+    let mut api = web::scope(V1)
+        .wrap(from_fn(door::direct))
+        .wrap(from_fn(auth::admit));
     for resource in routes::v1() {
         api = api.service(resource.into_resource(V1));
     }

@@ -70,9 +70,11 @@ pub(super) fn status_of(code: &str) -> StatusCode {
         | codes::GUEST_AGENT
         | codes::QEMU_COMMAND
         | codes::QEMU_GONE => StatusCode::CONFLICT,
-        codes::NODE_UNREACHABLE | codes::CONNECTION_LOST | codes::OVERLOADED => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        codes::NODE_UNREACHABLE
+        | codes::CONNECTION_LOST
+        | codes::OVERLOADED
+        | codes::NOT_LEADER
+        | codes::NO_LEADER => StatusCode::SERVICE_UNAVAILABLE,
         codes::TIMEOUT | codes::QEMU_TIMEOUT => StatusCode::GATEWAY_TIMEOUT,
         codes::PROTOCOL
         | codes::VERSION_MISMATCH

@@ -86,7 +86,10 @@ async fn admit(request: JoinRequest, context: &SessionContext) -> Result<JoinAns
     })
 }
 
-async fn reply(mut sender: MessageSender<JoinAnswer>, answer: &JoinAnswer) -> Result<(), String> {
+pub(super) async fn reply(
+    mut sender: MessageSender<JoinAnswer>,
+    answer: &JoinAnswer,
+) -> Result<(), String> {
     sender.send(answer).await.map_err(|e| e.to_string())?;
     sender.finish().map_err(|e| e.to_string())?;
     sender.acknowledged().await.map_err(|e| e.to_string())

@@ -8,6 +8,7 @@
 
 mod actor;
 mod console;
+mod elsewhere;
 mod join;
 
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use godwit_shared::transport::{
     CloseCode, Connection, Endpoint, MessageReceiver, MessageSender, Peer, StreamKind,
 };
 use godwit_shared::wire::uplink::{CoordinatorMessage, NodeHello, NodeMessage};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::authority::Authority;
 use crate::cluster::{ClusterHandle, SessionEntry};
@@ -46,12 +47,39 @@ pub struct SessionContext {
     pub name: String,
 }
 
+/// What this coordinator is to nodes.
+#[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant, reason = "one for each coordinator")]
+pub enum Role {
+    /// The one that they belong to.
+    Leads(SessionContext),
+    /// One that only tells where the leader is.
+    Follows {
+        /// `host:port`, if there is one.
+        leader: Option<String>,
+    },
+}
+
+impl Role {
+    /// A role for good, in the form of one that may change.
+    pub fn always(self) -> watch::Receiver<Self> {
+        watch::channel(self).1
+    }
+}
+
 /// Serves the endpoint until it is closed. Call it on an arbiter.
-pub async fn serve(endpoint: Endpoint, context: SessionContext) {
+pub async fn serve(endpoint: Endpoint, role: watch::Receiver<Role>) {
     let numbers = Arc::new(AtomicU64::new(1));
     let joining = Arc::new(Semaphore::new(JOINING));
     while let Some(connection) = endpoint.accept().await {
-        let context = context.clone();
+        let role = role.borrow().clone();
+        let context = match role {
+            Role::Leads(context) => context,
+            Role::Follows { leader } => {
+                actix::spawn(elsewhere::answer(connection, leader));
+                continue;
+            }
+        };
         match connection.peer().clone() {
             Peer::Joining => {
                 let Ok(place) = Arc::clone(&joining).try_acquire_owned() else {
@@ -121,7 +149,7 @@ async fn open(
 /// came at a bad moment is only cut off, and tries again at once.
 fn farewell(problem: Problem) -> Deliver {
     match &*problem.code {
-        codes::OVERLOADED | codes::STORE => Deliver::CutOff(problem.message),
+        codes::OVERLOADED | codes::STORE | codes::NO_LEADER => Deliver::CutOff(problem.message),
         _ => Deliver::Close(problem),
     }
 }

@@ -43,7 +43,7 @@ async fn commits_are_whole(store: &dyn Store) {
         .commit(Commit::of(vec![delete("a/1"), put("a/2", "z")]))
         .await
         .unwrap();
-    assert_eq!(second, Revision(first.0 + 1));
+    assert!(second > first);
     assert_eq!(value(store, "a/1").await, None);
     let entry = store.record("a/2").await.unwrap().unwrap();
     assert_eq!((entry.value.as_ref(), entry.revision), (&b"z"[..], second));

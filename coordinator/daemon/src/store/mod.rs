@@ -3,20 +3,21 @@
 //! A [`Store`] is a sorted map from text keys to bytes in which every change
 //! has a revision, as in etcd: whole commits only, compare-and-set on
 //! revisions, scans of one moment, and a watch. [`RedbStore`] keeps it in one
-//! file of the coordinator's state directory; a store that several
-//! coordinators share implements the same trait and passes the same
-//! [`conformance`] tests.
+//! file of the coordinator's state directory, [`EtcdStore`] in etcd. Both pass
+//! the same [`conformance`] tests.
 //!
 //! Invariants:
 //! * a commit that answered [`Ok`] survives the process and the host;
-//! * a commit is seen whole or not at all, and revisions grow by one with each;
+//! * a commit is seen whole or not at all, and revisions grow with each;
 //! * a commit whose expectations do not hold changes nothing;
 //! * a watch delivers every commit behind its start in order, or ends with
 //!   [`WatchEnd`]; it never skips one silently.
 
 #[cfg(test)]
 pub(crate) mod conformance;
+mod etcd;
 mod redb;
+mod room;
 mod watch;
 
 use std::future::Future;
@@ -25,7 +26,9 @@ use std::pin::Pin;
 use bytes::Bytes;
 use godwit_shared::model::{Problem, codes};
 
+pub use self::etcd::{Campaign, EtcdStore, LEADER, Leadership, Loss};
 pub use self::redb::RedbStore;
+pub use room::Room;
 pub use watch::{Change, Watch, WatchEnd};
 
 /// Counts commits; the first is 1.
@@ -115,6 +118,16 @@ pub enum StoreError {
         /// What went wrong.
         why: String,
     },
+    /// A commit is larger than the store takes; nothing of it was done.
+    #[error("a commit of {writes} records and {bytes} bytes is more than the store takes at once: {} and {}", .room.writes, .room.bytes)]
+    TooLarge {
+        /// Its writes, or its expectations where they are more.
+        writes: usize,
+        /// Its bytes.
+        bytes: usize,
+        /// What the store takes.
+        room: Room,
+    },
     /// The store has been closed.
     #[error("the store is closed")]
     Closed,
@@ -138,8 +151,15 @@ pub enum CommitError {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
-        Problem::new(codes::STORE, error.to_string())
-            .remedy("look at the disk and the coordinator's log, then restart the coordinator")
+        let remedy = match error {
+            StoreError::TooLarge { .. } => {
+                "start etcd with a larger --max-request-bytes, and tell the coordinator in [store]"
+            }
+            _ => {
+                "look at the disk (or at etcd) and the coordinator's log, then restart the coordinator"
+            }
+        };
+        Problem::new(codes::STORE, error.to_string()).remedy(remedy)
     }
 }
 
@@ -157,7 +177,7 @@ impl From<CommitError> for Problem {
 pub type Pending<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
 
 /// A durable map with revisions.
-pub trait Store: Send + Sync + 'static {
+pub trait Store: std::fmt::Debug + Send + Sync + 'static {
     /// One record.
     fn record(&self, key: &str) -> Pending<Option<Entry>, StoreError>;
 
@@ -167,6 +187,11 @@ pub trait Store: Send + Sync + 'static {
     /// Makes the changes if the expectations hold. Commits take place in the
     /// order of these calls.
     fn commit(&self, commit: Commit) -> Pending<Revision, CommitError>;
+
+    /// How much one commit may hold.
+    fn room(&self) -> Room {
+        Room::UNBOUNDED
+    }
 
     /// Changes of records whose key begins with `prefix`, by commits behind `after`.
     fn watch(&self, prefix: &str, after: Revision) -> Watch;

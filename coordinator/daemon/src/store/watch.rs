@@ -61,6 +61,23 @@ impl Watch {
         }
     }
 
+    /// The next changes that came with one commit.
+    pub async fn next_commit(&mut self) -> Result<Vec<Change>, WatchEnd> {
+        let mut changes = vec![self.next().await?];
+        let commit = changes[0].revision;
+        // A commit's changes are added together, so they are all there.
+        loop {
+            let before = self.seen;
+            match self.look() {
+                Ok(Some(change)) if change.revision == commit => changes.push(change),
+                _ => {
+                    self.seen = before;
+                    return Ok(changes);
+                }
+            }
+        }
+    }
+
     fn look(&mut self) -> Result<Option<Change>, WatchEnd> {
         let kept = self.history.kept();
         if self.seen.0 < kept.dropped {
@@ -136,6 +153,23 @@ impl History {
                 kept.dropped = revision;
             }
         }
+        drop(kept);
+        self.changed.notify_waiters();
+    }
+
+    /// The commit behind which it goes on.
+    pub(super) fn last(&self) -> Revision {
+        let kept = self.kept();
+        let last = kept.changes.back().map(|((revision, _), _)| *revision);
+        last.unwrap_or(kept.dropped)
+    }
+
+    /// Changes up to that commit were missed.
+    pub(super) fn forget(&self, revision: Revision) {
+        let mut kept = self.kept();
+        kept.dropped = kept.dropped.max(revision);
+        let dropped = kept.dropped;
+        kept.changes.retain(|((of, _), _)| *of > dropped);
         drop(kept);
         self.changed.notify_waiters();
     }

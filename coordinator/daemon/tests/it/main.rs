@@ -11,9 +11,12 @@ mod api;
 mod backup;
 mod console;
 mod crash;
+#[path = "../../src/store/etcd/tests/server.rs"]
+mod etcd;
 mod events;
 mod join;
 mod node;
 mod restart;
 mod running;
 mod session;
+mod several;

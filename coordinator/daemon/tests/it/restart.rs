@@ -107,7 +107,10 @@ impl Mortal {
             authority,
             name,
         };
-        actix::spawn(session::serve(endpoint.clone(), context));
+        actix::spawn(session::serve(
+            endpoint.clone(),
+            session::Role::Leads(context).always(),
+        ));
         Self {
             store,
             handle,

@@ -7,15 +7,19 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::{Backoff, chance};
+use super::places::Places;
 use super::services::Services;
 use super::session::{self, Context, End};
 use super::{SessionDown, Uplink, UplinkParams, UplinkState, connect};
-use crate::config::HostPort;
+
+/// The longest wait while coordinators are there and only the leader is sought:
+/// one is elected in seconds.
+const ELSEWHERE: std::time::Duration = std::time::Duration::from_millis(500);
 
 pub(super) struct Keeper {
     context: Context,
     endpoint: Endpoint,
-    coordinator: Vec<HostPort>,
+    places: Places,
     backoff: Backoff,
     state: watch::Sender<UplinkState>,
     /// Set when the daemon ends: the session is the last one.
@@ -43,7 +47,7 @@ impl Keeper {
                 lease: params.lease,
             },
             endpoint: params.endpoint,
-            coordinator: params.coordinator,
+            places: Places::new(params.coordinator),
             backoff: Backoff::new(params.pace),
             state,
             ending,
@@ -67,7 +71,7 @@ impl Keeper {
     }
 
     async fn attempt(&mut self) -> End {
-        let connection = match connect::connect(&self.endpoint, &self.coordinator).await {
+        let connection = match connect::connect(&self.endpoint, &self.places.take()).await {
             Ok(connection) => connection,
             Err(failure) => return failure.into(),
         };
@@ -95,11 +99,25 @@ impl Keeper {
                 self.state.send_replace(UplinkState::Refused(problem));
                 wait
             }
+            End::Elsewhere { leader } => {
+                self.places.sent_to(leader.as_deref());
+                let reason = match leader {
+                    Some(leader) => format!("the coordinator at {leader} leads"),
+                    None => "no coordinator leads; guests run on".to_owned(),
+                };
+                if self.is_news(&reason) {
+                    tracing::info!(reason, "this coordinator does not lead");
+                }
+                let reason = Some(reason);
+                self.state.send_replace(UplinkState::Down { reason });
+                self.backoff.after_failure(chance()).min(ELSEWHERE)
+            }
             End::Lost { reason, welcomed } => {
                 if welcomed {
                     self.backoff.reset();
                     self.complaint = None;
                 }
+                self.places.next();
                 let wait = self.backoff.after_failure(chance());
                 if self.is_news(&reason) {
                     tracing::warn!(reason, "out of touch with the coordinator; guests run on");

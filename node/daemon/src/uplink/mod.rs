@@ -25,6 +25,7 @@ mod console;
 mod fit;
 mod handle;
 mod keeper;
+mod places;
 mod services;
 mod session;
 #[cfg(test)]
@@ -60,7 +61,7 @@ pub struct UplinkParams {
     pub endpoint: Endpoint,
     /// Who this node is.
     pub identity: IdentityStore,
-    /// The coordinator's addresses, tried in turn.
+    /// The coordinators' addresses, tried in turn.
     pub coordinator: Vec<HostPort>,
     /// What the node says of itself.
     pub facts: NodeFacts,

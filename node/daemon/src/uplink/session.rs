@@ -91,6 +91,11 @@ impl Context {
 pub(super) enum End {
     /// The coordinator does not want this node.
     Refused(Problem),
+    /// The coordinator does not lead.
+    Elsewhere {
+        /// Which one does, if any.
+        leader: Option<String>,
+    },
     /// The connection ended, or the coordinator spoke nonsense.
     Lost {
         /// In words.
@@ -145,6 +150,7 @@ pub(super) async fn run(
     };
     let end = match error {
         SessionError::Refused(problem) => End::Refused(problem),
+        SessionError::Elsewhere(leader) => End::Elsewhere { leader },
         SessionError::Stream(StreamError::Disconnected(reason)) => End::of(&reason, has_begun),
         other => {
             connection.close(CloseCode::PROTOCOL, &other.to_string());
@@ -163,6 +169,8 @@ pub(super) async fn run(
 enum SessionError {
     #[error("the coordinator refuses this node")]
     Refused(#[source] Problem),
+    #[error("the coordinator does not lead")]
+    Elsewhere(Option<String>),
     #[error("the coordinator did not answer the hello within {} s", WELCOME_TIMEOUT.as_secs())]
     NoWelcome,
     #[error("the coordinator broke the protocol: {0}")]
@@ -239,6 +247,7 @@ impl<'a> Session<'a> {
                 Ok(cluster)
             }
             Some(CoordinatorMessage::Refused(problem)) => Err(SessionError::Refused(problem)),
+            Some(CoordinatorMessage::Elsewhere { leader }) => Err(SessionError::Elsewhere(leader)),
             Some(_) => Err(SessionError::Protocol(
                 "its first message is no welcome".into(),
             )),

@@ -172,7 +172,9 @@ impl Sim {
                     self.hear_word(n, migration, word);
                 }
             }
-            CoordinatorMessage::Refused(_) => self.break_session(session),
+            CoordinatorMessage::Refused(_) | CoordinatorMessage::Elsewhere { .. } => {
+                self.break_session(session);
+            }
             CoordinatorMessage::Welcome { .. } => self.ask_for_lease(n),
             CoordinatorMessage::MembersChanged { .. }
             | CoordinatorMessage::Members(_)

@@ -71,6 +71,9 @@ impl<'a> Reader<'a> {
                 }
             }
             CoordinatorMessage::Refused(problem) => return Err(SessionError::Refused(problem)),
+            CoordinatorMessage::Elsewhere { leader } => {
+                return Err(SessionError::Elsewhere(leader));
+            }
             CoordinatorMessage::Welcome { .. } => {
                 return Err(SessionError::Protocol("it says welcome twice".into()));
             }
