@@ -6,13 +6,14 @@
 //! comes or goes changes its kin's groups and nothing else.
 
 use std::collections::{BTreeMap, HashMap};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 
 use godwit_shared::model::spec::placement::HOST;
 use godwit_shared::model::spec::{AffinityRule, PlacementSpec, RuleMode};
 use godwit_shared::model::{VmName, VmSpec};
 
 use super::labels::{Labels, Own, domain, number};
+use super::quick::Quick;
 use crate::placement::rules::{self, Group as Named, Kind};
 
 /// How many kinds of kin without a VM are remembered beside those with one.
@@ -506,11 +507,11 @@ fn rules_of(placement: &PlacementSpec) -> PlacementSpec {
 
 /// The same for kin; most others differ in it.
 fn hash(spec: &VmSpec) -> u64 {
-    let mut state = DefaultHasher::new();
+    let mut state = Quick::default();
     let placement = &spec.placement;
     spec.labels.hash(&mut state);
     placement.spread_by.hash(&mut state);
-    let rule = |state: &mut DefaultHasher, rule: &AffinityRule| {
+    let rule = |state: &mut Quick, rule: &AffinityRule| {
         (&rule.name, &rule.topology, &rule.vm, rule.weight).hash(state);
         rule.group.hash(state);
     };

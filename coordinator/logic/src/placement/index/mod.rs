@@ -22,6 +22,7 @@
 
 mod kin;
 mod labels;
+mod quick;
 mod search;
 mod shape;
 mod tree;

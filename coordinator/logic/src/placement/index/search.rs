@@ -22,8 +22,14 @@ use crate::placement::score::{self, BEST};
 
 /// So many nodes are looked at one by one where a rule or a label names them.
 const FEW: usize = if cfg!(test) { 3 } else { 512 };
+/// Of a vertex without those below it.
+const ALONE: u32 = 1 << 31;
 /// The weighted sums are of 32-bit numbers; this is more than they lose.
 const LOSS: f32 = 0.02;
+
+/// Parts of trees, and single nodes, that were not looked at: the bound of their
+/// scores, the first name, the pool, the vertex.
+type Open = BinaryHeap<(u32, Reverse<u64>, usize, u32)>;
 
 /// The best node with its score.
 pub(super) fn best(
@@ -42,7 +48,6 @@ pub(super) fn best(
             search.offer(node);
         }
     } else {
-        search.offer_neighbours();
         search.climb();
     }
     search.best.map(|best| (best.node, best.score))
@@ -69,7 +74,7 @@ struct Rule<'a> {
     /// `here` is of a domain without any.
     count: Count,
     weight: u32,
-    /// Nodes that are near to the group were looked at: no other one is.
+    /// Nodes that are near to the group are looked at by themselves: no other one is.
     seen: bool,
 }
 
@@ -275,54 +280,97 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Looks at the nodes that preferred rules want the VM near to.
-    fn offer_neighbours(&mut self) {
+    /// The nodes that preferred rules want the VM near to, and the points that
+    /// those rules give to the nodes near to all of them. All other nodes get none.
+    fn neighbours(&mut self) -> (Vec<u32>, f32) {
+        let (mut nodes, mut points) = (Vec::new(), 0);
         for number in 0..self.rules.len() {
             let rule = &self.rules[number];
             if rule.wish.required || rule.wish.kind != Kind::Near {
                 continue;
             }
             if let Some(near) = self.near(rule) {
+                points += BEST * rule.weight;
+                nodes.extend(near);
                 self.rules[number].seen = true;
-                for node in near {
-                    self.offer(node);
-                }
             }
         }
+        (nodes, points as f32)
     }
 
-    /// Looks for the best node from the top of every pool's tree.
+    /// Looks for the best node: from the top of every pool's tree, and at neighbours.
     fn climb(&mut self) {
-        let index = self.index;
-        let mut slopes = Vec::new();
-        let mut open = BinaryHeap::new();
-        for pool in index.pools.iter().filter(|pool| pool.root != NONE) {
-            let Some(points) = self.points_of(pool) else {
-                continue;
-            };
-            let slope = self.slope(pool, points);
-            let place = slopes.len();
-            let span = index.arena.all(pool.root);
-            if let Some(bound) = slope.bound(span) {
-                open.push((bound, Reverse(span.first), place, pool.root));
-                slopes.push(slope);
-            }
-        }
+        let (neighbours, near) = self.neighbours();
+        let slopes = self.slopes();
+        let mut open = self.begin(&slopes, &neighbours, near);
         while let Some((bound, Reverse(first), place, vertex)) = open.pop() {
             if !self.promising(bound, first) {
                 break;
             }
-            self.offer(vertex);
-            for child in index.arena.children(vertex) {
-                if child == NONE {
-                    continue;
-                }
-                let span = index.arena.all(child);
-                let slope: &Slope<'_> = &slopes[place];
-                let bound = slope.bound(span);
-                if let Some(bound) = bound.filter(|bound| self.promising(*bound, span.first)) {
-                    open.push((bound, Reverse(span.first), place, child));
-                }
+            if vertex & ALONE != 0 {
+                self.offer(vertex & !ALONE);
+            } else if let Some(slope) = &slopes[place] {
+                self.open_up(&mut open, slope, bound, (place, vertex));
+            }
+        }
+    }
+
+    /// What bounds the scores in each pool; none where something stands against all
+    /// nodes of it.
+    fn slopes(&self) -> Vec<Option<Slope<'a>>> {
+        let pools = self.index.pools.iter();
+        let slopes = pools.map(|pool| {
+            let points = (pool.root != NONE).then(|| self.points_of(pool))??;
+            Some(self.slope(pool, points))
+        });
+        slopes.collect()
+    }
+
+    /// The tops of the trees, and the neighbours with the points that they get.
+    fn begin(&self, slopes: &[Option<Slope<'_>>], neighbours: &[u32], near: f32) -> Open {
+        let index = self.index;
+        let mut open = Open::with_capacity(2 * slopes.len() + neighbours.len());
+        let pools = index.pools.iter().zip(slopes).enumerate();
+        open.extend(pools.filter_map(|(place, (pool, slope))| {
+            let slope = slope.as_ref()?;
+            let span = index.arena.all(pool.root);
+            let bound = slope.bound(span, 0.0)?;
+            Some((bound, Reverse(span.first), place, pool.root))
+        }));
+        open.extend(neighbours.iter().filter_map(|node| {
+            let place = index.nodes[*node as usize].pool? as usize;
+            let own = index.arena.own(*node);
+            let bound = slopes[place].as_ref()?.bound(own, near)?;
+            Some((bound, Reverse(own.first), place, node | ALONE))
+        }));
+        open
+    }
+
+    /// The vertex's own node, and the parts below it.
+    fn open_up(
+        &mut self,
+        open: &mut Open,
+        slope: &Slope<'_>,
+        bound: u32,
+        (place, vertex): (usize, u32),
+    ) {
+        let index = self.index;
+        let arena = &index.arena;
+        let own = arena.own(vertex);
+        match slope.bound(own, 0.0) {
+            Some(alone) if alone + index.slack >= bound => self.offer(vertex),
+            // Most on the way down are never worth a look of their own.
+            Some(alone) if self.promising(alone, own.first) => {
+                open.push((alone, Reverse(own.first), place, vertex | ALONE));
+            }
+            _ => {}
+        }
+        let children = arena.children(vertex);
+        for child in children.into_iter().filter(|child| *child != NONE) {
+            let span = arena.all(child);
+            let bound = slope.bound(span, 0.0);
+            if let Some(bound) = bound.filter(|bound| self.promising(*bound, span.first)) {
+                open.push((bound, Reverse(span.first), place, child));
             }
         }
     }
@@ -520,7 +568,11 @@ impl<'a> Search<'a> {
         Slope {
             wanted: self.wanted,
             weights: self.weights,
-            weight: self.weight,
+            per_weight: if self.weight > 0.0 {
+                self.weight.recip()
+            } else {
+                0.0
+            },
             points,
             direction: self.direction.map(|number| {
                 let w = self.weights;
@@ -563,7 +615,8 @@ fn along_least(weights: [u32; 3], least: [f32; 2], most: [f32; 2]) -> f32 {
 struct Slope<'a> {
     wanted: Usage,
     weights: &'a Weights,
-    weight: f32,
+    /// One divided by the sum of all weights; 0 without any.
+    per_weight: f32,
     points: f32,
     direction: Option<(usize, f32)>,
     /// The VM's shares of the pool's largest node, and of its smallest.
@@ -572,17 +625,18 @@ struct Slope<'a> {
 }
 
 impl Slope<'_> {
-    /// No node of that part has a higher score; none where none has room.
+    /// No node of that part has a higher score, with so many points more; none
+    /// where none has room.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "a mean of points is 0 to 1000; anything else is clamped by the cast"
     )]
-    fn bound(&self, span: &Span) -> Option<u32> {
+    fn bound(&self, span: &Span, more: f32) -> Option<u32> {
         if span.memory < self.wanted.memory.0 || span.vcpus < self.wanted.vcpus {
             return None;
         }
-        if self.weight <= 0.0 {
+        if self.per_weight <= 0.0 {
             return Some(0);
         }
         let best = BEST as f32;
@@ -596,7 +650,7 @@ impl Slope<'_> {
         if let Some((number, least)) = self.direction {
             linear = linear.min(span.along[number] - least + pack * (best + 1.5));
         }
-        let mut total = linear + self.points;
+        let mut total = linear + self.points + more;
         if w.balance > 0 {
             let gap = (low[0] - high[1]).max(low[1] - high[0]).max(0.0);
             total += w.balance as f32 * (best - gap + 1.0).min(best);
@@ -606,6 +660,6 @@ impl Slope<'_> {
             let taken = BEST - left.min(BEST);
             total += w.headroom as f32 * score::headroom(taken) as f32;
         }
-        Some((total / self.weight + LOSS) as u32)
+        Some((total * self.per_weight + LOSS) as u32)
     }
 }

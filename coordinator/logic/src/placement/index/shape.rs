@@ -5,12 +5,13 @@
 //! kind of equipment, and remembered.
 
 use std::collections::{BTreeSet, HashMap};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 
 use godwit_shared::model::spec::{Accelerator, Architecture, Toleration};
 use godwit_shared::model::{NodeFacts, NodeId, VmSpec};
 
 use super::labels::number;
+use super::quick::Quick;
 use crate::placement::request::Request;
 use crate::placement::{filter, score};
 
@@ -167,7 +168,16 @@ impl Ask {
             && self.features == spec.placement.cpu_features
             && self.tolerations == spec.placement.tolerations
             && self.disks == *disks
-            && self.networks == networks(spec)
+            && self.is_on(spec)
+    }
+}
+
+impl Ask {
+    /// Whether the VM has cards on these networks and no others.
+    fn is_on(&self, spec: &VmSpec) -> bool {
+        let mut wanted = spec.nics.iter().map(|nic| nic.network.name());
+        let here = |name: &&str| spec.nics.iter().any(|nic| nic.network.name() == *name);
+        wanted.all(|name| self.networks.contains(name)) && self.networks.iter().all(here)
     }
 }
 
@@ -176,7 +186,7 @@ fn networks(spec: &VmSpec) -> BTreeSet<&'static str> {
 }
 
 fn hash(request: &Request<'_>, disks: &BTreeSet<(Vec<u32>, bool)>) -> u64 {
-    let mut state = DefaultHasher::new();
+    let mut state = Quick::default();
     let spec = request.spec;
     (spec.architecture, request.machine(), &spec.cpu.model).hash(&mut state);
     (&spec.placement.cpu_features, disks).hash(&mut state);

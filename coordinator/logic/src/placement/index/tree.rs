@@ -85,6 +85,11 @@ impl Arena {
         &self.vertices[vertex as usize].all
     }
 
+    /// What is free on the vertex's own node.
+    pub(super) fn own(&self, vertex: u32) -> &Span {
+        &self.vertices[vertex as usize].own
+    }
+
     pub(super) fn children(&self, vertex: u32) -> [u32; 2] {
         let vertex = &self.vertices[vertex as usize];
         [vertex.left, vertex.right]
