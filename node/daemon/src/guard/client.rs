@@ -18,7 +18,7 @@ use godwit_shared::model::{BootMillis, Problem, codes};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::protocol::{Answer, MAX_LINE, Question};
-use super::{boot_now, socket};
+use super::{boot_now, socket, watchdog};
 use crate::qemu::process::{ProcessId, Qemu};
 
 /// How long an answer may take.
@@ -79,6 +79,12 @@ impl Guard {
         Self {
             shared: Arc::new(shared),
         }
+    }
+
+    /// How long the host's watchdog waits, where there is one.
+    pub fn watchdog_patience(&self) -> Option<Duration> {
+        let device = self.shared.place.as_ref()?.watchdog.as_ref()?;
+        watchdog::patience(Path::new(watchdog::CLASS), device)
     }
 
     /// Makes sure that there is a guardian and that it knows this daemon. When

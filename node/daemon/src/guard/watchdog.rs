@@ -10,8 +10,22 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::server::say;
+
+/// Where the kernel says what watchdogs there are.
+pub(super) const CLASS: &str = "/sys/class/watchdog";
+
+/// How long that watchdog waits before it resets the host, by the kernel's word;
+/// none where it says nothing of it.
+pub(super) fn patience(class: &Path, device: &Path) -> Option<Duration> {
+    let name = device.file_name()?.to_str()?;
+    // The one without a number is the first one.
+    let name = if name == "watchdog" { "watchdog0" } else { name };
+    let text = std::fs::read_to_string(class.join(name).join("timeout")).ok()?;
+    text.trim().parse().ok().map(Duration::from_secs)
+}
 
 /// The watchdog of the host, if there is one.
 #[derive(Debug)]
@@ -84,6 +98,18 @@ mod tests {
         watchdog.keep(false);
         assert!(!watchdog.armed());
         assert_eq!(std::fs::read_to_string(&device).unwrap(), "..V");
+    }
+
+    #[test]
+    fn the_kernel_says_how_long_it_waits() {
+        let class = tempfile::tempdir().unwrap();
+        let of = |device| patience(class.path(), Path::new(device));
+        assert_eq!(of("/dev/watchdog0"), None);
+        std::fs::create_dir(class.path().join("watchdog0")).unwrap();
+        std::fs::write(class.path().join("watchdog0/timeout"), "15\n").unwrap();
+        assert_eq!(of("/dev/watchdog0"), Some(Duration::from_secs(15)));
+        assert_eq!(of("/dev/watchdog"), Some(Duration::from_secs(15)));
+        assert_eq!(of("/dev/watchdog1"), None);
     }
 
     #[test]

@@ -180,10 +180,20 @@ impl LeaseKeeper {
     }
 
     fn keep_terms(&self, new: bool) {
-        if let Some(terms) = self.holder.terms().filter(|_| new)
-            && let Err(problem) = terms::save(&self.file, terms)
-        {
+        let Some(terms) = self.holder.terms().filter(|_| new) else {
+            return;
+        };
+        if let Err(problem) = terms::save(&self.file, terms) {
             tracing::warn!(%problem, "the lease's terms are not kept");
+        }
+        let patience = self.guard.watchdog_patience();
+        if let Some(patience) = patience.filter(|patience| *patience >= terms.length.duration()) {
+            tracing::error!(
+                watchdog_s = patience.as_secs(),
+                lease_ms = terms.length.0,
+                "the watchdog waits longer than the lease holds: it would reset this host too late; \
+                 set a shorter time for it, or a longer lease"
+            );
         }
     }
 
