@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::authority::Authority;
 use crate::backup::Backups;
 use crate::candidacy::SessionParts;
+use crate::cluster::Extras;
 use crate::config::{Config, host_port};
 use crate::follower::Leader;
 use crate::http::{self, ApiParts};
@@ -133,7 +134,10 @@ impl Coordinator {
                 name: config.name.clone(),
             },
             parts,
-            agents: config.fence.clone(),
+            extras: Extras {
+                agents: config.fence.clone(),
+                record: config.record.clone(),
+            },
             stop: stop.clone(),
         };
         let (door, roles, leading) = begin.begin(opened, fatal).await?;

@@ -13,18 +13,16 @@
 //! nodes that come back and say what they run. To cease ends everything at once:
 //! no node and no operator is served by one that may not write.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use godwit_coordinator_logic::cluster::Settings;
-use godwit_shared::model::{NodeId, Problem, UnixMillis, codes};
+use godwit_shared::model::{Problem, UnixMillis, codes};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{ClusterHandle, Fence};
-use crate::fence::FenceAgent;
+use crate::cluster::{ClusterHandle, Extras, Fence};
 use crate::follower::{Follower, Leader};
 use crate::http::{ApiParts, Door};
 use crate::replica::Replica;
@@ -42,8 +40,8 @@ pub struct Candidacy {
     pub about: Leader,
     /// What a cluster begins with.
     pub settings: Settings,
-    /// The nodes' fence agents.
-    pub agents: BTreeMap<NodeId, FenceAgent>,
+    /// What else the cluster is given.
+    pub extras: Extras,
     /// The API.
     pub door: Arc<Door>,
     /// What its handlers share in both roles.
@@ -193,7 +191,7 @@ impl Candidacy {
             ..self.settings.clone()
         };
         let store: Arc<dyn Store> = Arc::clone(&self.store) as Arc<dyn Store>;
-        let leading = ClusterHandle::lead(store, fence, settings, self.agents.clone(), fatal);
+        let leading = ClusterHandle::lead(store, fence, settings, self.extras.clone(), fatal);
         tokio::select! {
             handle = leading => handle,
             loss = leadership.lost() => Err(Problem::new(codes::NO_LEADER, loss.to_string())),

@@ -5,6 +5,7 @@
 //! or into every problem at once. Nothing here asks the host or the network.
 
 mod protection;
+mod record;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ use godwit_shared::transport::TransportOptions;
 use serde::Deserialize;
 
 use crate::fence::FenceAgent;
+use crate::record::RecordSettings;
 
 pub use store::{EtcdSettings, EtcdTls, StoreSettings};
 
@@ -69,6 +71,8 @@ pub struct Config {
     pub protection: ProtectionRules,
     /// How nodes are switched off.
     pub fence: BTreeMap<NodeId, FenceAgent>,
+    /// Where what the cluster does is written down; nowhere while none.
+    pub record: Option<RecordSettings>,
     /// The log filter, in the syntax of `tracing_subscriber::EnvFilter`.
     pub log: String,
 }
@@ -123,6 +127,7 @@ pub struct RawConfig {
     protection: ProtectionRules,
     #[serde(default)]
     fence: BTreeMap<String, protection::RawFence>,
+    record: record::RawRecord,
     log: Option<String>,
 }
 
@@ -169,6 +174,7 @@ impl Config {
             rebalance: rebalance(raw.rebalance, &mut found),
             protection: protection::rules(raw.protection, &mut found),
             fence: protection::agents(raw.fence, &mut found),
+            record: raw.record.check(&mut found),
             log: log(flags.log.or(raw.log), &mut found),
         };
         found.extend(config.liveness_problem());

@@ -5,6 +5,7 @@
 //! * [`candidacy`] says which of several coordinators that is; the others are
 //!   a [`follower`] each, with a [`replica`]; [`peers`] is what they share.
 //! * [`backup`] takes their backups and restores them.
+//! * [`record`] writes down what the cluster was given and decided.
 //! * [`session`] is the side that nodes connect to, [`http`] the operators'.
 //! * [`authority`] and [`credential`] say who may come in.
 //! * [`app`] puts it together.
@@ -22,6 +23,7 @@ pub mod follower;
 pub mod http;
 pub mod logging;
 pub mod peers;
+pub mod record;
 pub mod replica;
 pub mod session;
 pub mod state_dir;

@@ -9,12 +9,13 @@
 use godwit_shared::api::{DryRun, Event, MigrationView, TaskView};
 use godwit_shared::model::{Millis, NodeId, Problem, TaskId, UnixMillis, VmId};
 use godwit_shared::wire::uplink::{CoordinatorMessage, NodeRequest};
+use serde::{Deserialize, Serialize};
 
 use crate::input::{SessionId, Ticket};
 use crate::record::Write;
 
 /// Something to do.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[allow(clippy::large_enum_variant, reason = "effects live for one step")]
 pub enum Effect {
     /// Commit these as one transaction, durably. At most one a step, the first.
@@ -80,7 +81,7 @@ pub enum Effect {
 }
 
 /// An answer that came later.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[allow(clippy::large_enum_variant, reason = "answers live for one step")]
 pub enum Answer {
     /// The end of a log.
@@ -92,7 +93,7 @@ pub enum Answer {
 }
 
 /// Something that is waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Timer {
     /// The end of a task's patience.
     Task(TaskId),

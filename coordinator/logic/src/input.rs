@@ -9,21 +9,22 @@ use godwit_shared::model::{
     UnixMillis, VmId,
 };
 use godwit_shared::wire::uplink::{LogKind, NodeHello, NodeMessage};
+use serde::{Deserialize, Serialize};
 
 use crate::effect::Timer;
 use crate::record::{Resolution, SecretDigest};
 
 /// One session of a node: the daemon numbers them, each number is used once
 /// for as long as this coordinator runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SessionId(pub u64);
 
 /// Who waits for an [`crate::effect::Effect::Answer`]: numbered by the daemon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Ticket(pub u64);
 
 /// Something that happened. Fresh ids come with it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[allow(clippy::large_enum_variant, reason = "inputs live for one step")]
 pub enum Input {
     /// An operator wants a join token.
@@ -232,7 +233,7 @@ pub enum Input {
 }
 
 /// What a step has to say to whoever caused it, once its effects are durable.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[allow(clippy::large_enum_variant, reason = "outputs live for one step")]
 pub enum Output {
     /// It was done, and there is nothing to say.

@@ -16,7 +16,8 @@ use godwit_shared::model::{
     RunState, TaskId, UnixMillis, VmId, VmName, VmSpec,
 };
 use godwit_shared::wire::lease::Circle;
-use serde::{Deserialize, Serialize};
+use serde::ser::{self, SerializeMap};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// A member of the cluster, or one that was.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -421,6 +422,23 @@ impl Write {
         match self {
             Self::Put { key, .. } | Self::Delete { key } => key,
         }
+    }
+}
+
+/// As it is recorded: `{"put": KEY, "value": RECORD}` or `{"delete": KEY}`.
+impl Serialize for Write {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let mut map = to.serialize_map(None)?;
+        match self {
+            Self::Put { key, value } => {
+                let record: serde_json::Value =
+                    serde_json::from_slice(value).map_err(ser::Error::custom)?;
+                map.serialize_entry("put", &key.to_string())?;
+                map.serialize_entry("value", &record)?;
+            }
+            Self::Delete { key } => map.serialize_entry("delete", &key.to_string())?,
+        }
+        map.end()
     }
 }
 

@@ -13,6 +13,7 @@
 //! running runs, or its end is shown; nothing is left of it anywhere else.
 
 use godwit_coordinator_logic::cluster::Cluster;
+use godwit_coordinator_logic::placement::Candidate;
 use godwit_shared::model::{DomainState, Epoch, MiB, NodeId, RunState, VmId, VmSpec};
 
 use crate::agenda::{N, node_id};
@@ -114,14 +115,7 @@ impl Sim {
         };
         let nodes = cluster.snapshot(None).nodes.into_iter();
         let over = nodes.filter(|node| node.used.memory > MiB(MEMORY));
-        let given = over.map(|node| {
-            let left = node.vms.iter().filter(|vm| is_left(cluster, vm, node.node));
-            let left = left.map(|vm| vm.memory.0).sum::<u64>();
-            (
-                node.node.clone(),
-                node.used.memory.saturating_sub(MiB(left)),
-            )
-        });
+        let given = over.map(|node| (node.node.clone(), given(cluster, &node)));
         let worst = given.max_by_key(|(_, memory)| *memory);
         if let Some((node, memory)) = worst.filter(|(_, memory)| *memory > MiB(MEMORY)) {
             self.breach(&format!(
@@ -223,6 +217,13 @@ impl Sim {
         }
         found
     }
+}
+
+/// What is given away of a node's memory.
+pub(crate) fn given(cluster: &Cluster, node: &Candidate<'_>) -> MiB {
+    let left = node.vms.iter().filter(|vm| is_left(cluster, vm, node.node));
+    let left = left.map(|vm| vm.memory.0).sum::<u64>();
+    node.used.memory.saturating_sub(MiB(left))
 }
 
 /// Whether nobody but a process on that node speaks for the VM's being there.

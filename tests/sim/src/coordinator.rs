@@ -10,8 +10,9 @@ use godwit_coordinator_logic::effect::{Effect, Timer};
 use godwit_coordinator_logic::input::{Input, Output, SessionId};
 use godwit_coordinator_logic::placement::Profiles;
 use godwit_coordinator_logic::record::{Key, NodeRecord, Write};
+use godwit_coordinator_logic::recording::{Clocks, Taken};
 use godwit_shared::api::Marks;
-use godwit_shared::model::{Millis, NodeId, Problem, UnixMillis, codes};
+use godwit_shared::model::{BootMillis, Millis, NodeId, Problem, UnixMillis, codes};
 use godwit_shared::wire::uplink::{CoordinatorMessage, NodeMessage};
 
 use crate::agenda::{N, ToCoordinator, ToNode, What, node_id};
@@ -126,7 +127,13 @@ impl Sim {
         let mut effects = Vec::new();
         let records = self.coordinator.store.clone();
         match Cluster::load(settings(now, self.evens), now, records, &mut effects) {
-            Ok(cluster) => self.coordinator.cluster = Some(cluster),
+            Ok(cluster) => {
+                if let Some(recorder) = &mut self.recorder {
+                    let store = self.coordinator.store.clone();
+                    recorder.start(cluster.settings().clone(), now, store, effects.clone());
+                }
+                self.coordinator.cluster = Some(cluster);
+            }
             Err(error) => return self.breach(&format!("the store cannot be read: {error}")),
         }
         self.coordinator.life += 1;
@@ -218,7 +225,21 @@ impl Sim {
         let now = self.clock();
         let cluster = self.coordinator.cluster.as_mut().ok_or_else(away)?;
         let mut effects = Vec::new();
+        let recorded = self.recorder.as_ref().map(|_| input.clone());
         let output = cluster.step(now, input, &mut effects);
+        if let (Some(recorder), Some(input)) = (&mut self.recorder, recorded) {
+            let (outcome, effects) = (output.clone(), effects.clone());
+            let taken = Taken {
+                clocks: Clocks {
+                    now,
+                    steady: BootMillis(now.0),
+                },
+                input,
+                outcome,
+                effects,
+            };
+            recorder.step(taken, cluster);
+        }
         let dies = self.troubled() && self.rng.permille(1);
         if dies && self.mutates(Mutant::AnswerBeforeCommit) {
             self.crash_coordinator();

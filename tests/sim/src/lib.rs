@@ -22,17 +22,25 @@ pub mod mutant;
 pub mod node;
 mod operator;
 pub mod qemu;
+mod record;
+pub mod replay;
 pub mod rng;
 pub mod scene;
 pub mod sim;
 mod trouble;
 
 pub use mutant::Mutant;
+pub use record::Recorder;
 pub use sim::{Report, Sim};
 
 /// Runs a seed.
 pub fn run(seed: u64, mutant: Option<Mutant>) -> Report {
     Sim::new(seed, mutant, false).run()
+}
+
+/// The same, and its coordinator's recordings.
+pub fn recorded(seed: u64) -> Report {
+    Sim::new(seed, None, false).recorded().run()
 }
 
 /// The same, and tells every step.

@@ -3,10 +3,12 @@
 
 use std::process::ExitCode;
 
+use godwit_sim::replay::{Bug, Outcome, Wanted as Steps, replay};
 use godwit_sim::{Mutant, Report, run, trace};
 
 const USAGE: &str = "\
 usage: godwit-sim [--seed N] [--seeds N] [--trace] [--mutant NAME]
+       godwit-sim replay FILE [--from N] [--to N] [--trace] [--mutant StaleEpoch]
 
 Runs a whole cluster in virtual time, with everything that can go wrong, from
 one seed; the same seed is the same run.
@@ -14,7 +16,14 @@ one seed; the same seed is the same run.
   --seed N       that seed (default: 1)
   --seeds N      so many, from --seed on
   --trace        every step of it
-  --mutant NAME  with a seeded bug";
+  --mutant NAME  with a seeded bug
+
+replay gives a coordinator's recording ([record] in its settings) to the
+production logic once more: it has to decide the same, and to keep its rules.
+
+  --trace        every step and its effects
+  --from N       from that step on only
+  --to N         no further than that step";
 
 struct Wanted {
     seed: u64,
@@ -24,7 +33,11 @@ struct Wanted {
 }
 
 fn main() -> ExitCode {
-    let Some(wanted) = read(std::env::args().skip(1)) else {
+    let mut words = std::env::args().skip(1).peekable();
+    if words.next_if(|word| word == "replay").is_some() {
+        return replayed(words);
+    }
+    let Some(wanted) = read(words) else {
         println!("{USAGE}");
         return ExitCode::from(2);
     };
@@ -44,6 +57,59 @@ fn main() -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+fn replayed(words: impl Iterator<Item = String>) -> ExitCode {
+    let Some((path, steps)) = read_replay(words) else {
+        println!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    let file = match std::fs::read(&path) {
+        Ok(file) => file,
+        Err(error) => return fails(&path, &error),
+    };
+    match replay(&file, steps, &mut |line| println!("{line}")) {
+        Ok(outcome) => end(&path, &outcome),
+        Err(error) => fails(&path, &error),
+    }
+}
+
+fn fails(path: &str, error: &dyn std::error::Error) -> ExitCode {
+    let cause = error.source().map(|cause| format!(": {cause}"));
+    println!("{path}: {error}{}", cause.unwrap_or_default());
+    ExitCode::from(2)
+}
+
+fn end(path: &str, outcome: &Outcome) -> ExitCode {
+    if outcome.cut_off > 0 {
+        let bytes = outcome.cut_off;
+        println!(
+            "{path}: its last {bytes} bytes are a line that was cut off, behind the last step"
+        );
+    }
+    let (steps, last) = (outcome.steps, outcome.last);
+    let Some(wrong) = &outcome.wrong else {
+        println!("{path}: {steps} steps, up to step {last}: the same decisions");
+        return ExitCode::SUCCESS;
+    };
+    println!("{wrong}");
+    ExitCode::FAILURE
+}
+
+fn read_replay(mut words: impl Iterator<Item = String>) -> Option<(String, Steps)> {
+    let (mut path, mut steps) = (None, Steps::default());
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--from" => steps.from = words.next()?.parse().ok()?,
+            "--to" => steps.to = words.next()?.parse().ok()?,
+            "--trace" => steps.trace = true,
+            "--mutant" if words.next()? == "StaleEpoch" => steps.bug = Some(Bug::StaleEpoch),
+            word if word.starts_with('-') => return None,
+            _ if path.is_some() => return None,
+            file => path = Some(file.to_owned()),
+        }
+    }
+    Some((path?, steps))
 }
 
 fn show(report: &Report, alone: bool) {

@@ -10,6 +10,7 @@ use crate::coordinator::Coordinator;
 use crate::link::Links;
 use crate::mutant::Mutant;
 use crate::node::Node;
+use crate::record::Recorder;
 use crate::rng::Rng;
 
 /// How many nodes there are.
@@ -39,6 +40,8 @@ pub struct Report {
     pub ended_by_lease: u64,
     /// How many faults there were.
     pub faults: u64,
+    /// The coordinator's recordings, where they were wanted, oldest first.
+    pub recordings: Vec<Vec<u8>>,
     /// What happened, where that was wanted.
     pub trace: Vec<String>,
     /// A number that two runs have in common when all of it was the same.
@@ -64,6 +67,7 @@ pub struct Sim {
     pub(crate) calm: bool,
     pub(crate) breach: Option<String>,
     pub(crate) ids: u128,
+    pub(crate) recorder: Option<Recorder>,
     pub(crate) report: Report,
     tracing: bool,
 }
@@ -85,6 +89,7 @@ impl Sim {
             calm: false,
             breach: None,
             ids: 0,
+            recorder: None,
             report: Report {
                 seed,
                 steps: 0,
@@ -93,6 +98,7 @@ impl Sim {
                 plans: 0,
                 ended_by_lease: 0,
                 faults: 0,
+                recordings: Vec::new(),
                 trace: Vec::new(),
                 print: 0,
             },
@@ -106,6 +112,13 @@ impl Sim {
         sim.agenda.add(500, What::Operator);
         sim.agenda.add(1_500, What::Trouble);
         sim
+    }
+
+    /// It records what its coordinator does.
+    #[must_use]
+    pub fn recorded(mut self) -> Self {
+        self.recorder = Some(Recorder::default());
+        self
     }
 
     /// Runs it to its end, or to the first breach.
@@ -125,6 +138,7 @@ impl Sim {
             }
         }
         self.report.breach = self.breach.take();
+        self.report.recordings = self.recorder.take().map(|r| r.files).unwrap_or_default();
         self.report
     }
 

@@ -1,18 +1,16 @@
 //! Who writes: a coordinator alone from its start on, or the one that is elected.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use godwit_coordinator_logic::cluster::Settings;
-use godwit_shared::model::{NodeId, Problem};
+use godwit_shared::model::Problem;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::candidacy::{Candidacy, SessionParts, follower};
-use crate::cluster::ClusterHandle;
+use crate::cluster::{ClusterHandle, Extras};
 use crate::config::StoreSettings;
-use crate::fence::FenceAgent;
 use crate::follower::Leader;
 use crate::http::{ApiParts, Door};
 use crate::session::{Role, SessionContext};
@@ -81,7 +79,7 @@ pub(super) struct Begin {
     pub(super) about: Leader,
     pub(super) sessions: SessionParts,
     pub(super) parts: ApiParts,
-    pub(super) agents: BTreeMap<NodeId, FenceAgent>,
+    pub(super) extras: Extras,
     pub(super) stop: CancellationToken,
 }
 
@@ -105,7 +103,7 @@ impl Begin {
         store: Arc<RedbStore>,
         fatal: mpsc::UnboundedSender<Problem>,
     ) -> Result<Begun, Problem> {
-        let handle = ClusterHandle::with_agents(store, self.settings, self.agents, fatal).await?;
+        let handle = ClusterHandle::start_with(store, self.settings, self.extras, fatal).await?;
         let door = Door::new(self.parts.leader(&handle, self.stop));
         let role = Role::Leads(SessionContext {
             cluster: handle.clone(),
@@ -124,7 +122,7 @@ impl Begin {
             store,
             about: self.about,
             settings: self.settings,
-            agents: self.agents,
+            extras: self.extras,
             door: Arc::clone(&door),
             api: self.parts,
             roles: tell,

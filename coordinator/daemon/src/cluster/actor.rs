@@ -15,6 +15,7 @@ use godwit_coordinator_logic::cluster::Cluster;
 use godwit_coordinator_logic::effect::{Answer, Effect, Timer};
 use godwit_coordinator_logic::input::{Input, Output, SessionId, Ticket};
 use godwit_coordinator_logic::record;
+use godwit_coordinator_logic::recording::{Clocks, Taken};
 use godwit_shared::model::{BootMillis, NodeId, Problem, UnixMillis};
 use godwit_shared::wire::uplink::NodeHello;
 use tokio::sync::{mpsc, oneshot};
@@ -24,6 +25,7 @@ use super::events::EventHub;
 use super::reader::{FIRST_STEP, Writer};
 use super::sessions::{SessionEntry, Sessions};
 use crate::fence::FenceAgent;
+use crate::record::Recorder;
 use crate::session::Deliver;
 use crate::store::{Commit, CommitError, Expect, LEADER, Revision, Store, Write};
 
@@ -94,6 +96,7 @@ pub(super) struct Outlets {
     pub(super) sessions: Sessions,
     pub(super) fatal: mpsc::UnboundedSender<Problem>,
     pub(super) agents: BTreeMap<NodeId, FenceAgent>,
+    pub(super) recorder: Option<Recorder>,
 }
 
 /// What one step led to.
@@ -171,15 +174,41 @@ impl ClusterActor {
             return;
         }
         let mut effects = Vec::new();
-        let now = UnixMillis::now();
+        let clocks = Clocks {
+            now: UnixMillis::now(),
+            steady: steady(),
+        };
+        let recorded = self.outlets.recorder.as_ref().map(|_| input.clone());
         let (result, version) = self
             .writer
-            .step(|cluster| cluster.step_at(now, steady(), input, &mut effects));
+            .step(|cluster| cluster.step_at(clocks.now, clocks.steady, input, &mut effects));
+        if let Some(input) = recorded {
+            self.record(clocks, input, &result, &effects);
+        }
         if let (Err(problem), None) = (&result, &reply) {
             tracing::debug!(%problem, "an input was refused");
         }
         let reply = reply.map(|reply| (reply, result));
         self.queue(version, effects, reply, ctx);
+    }
+
+    /// A copy goes to the recorder's thread, which does the rest.
+    fn record(
+        &mut self,
+        clocks: Clocks,
+        input: Input,
+        outcome: &Result<Output, Problem>,
+        effects: &[Effect],
+    ) {
+        let taken = Taken {
+            clocks,
+            input,
+            outcome: outcome.clone(),
+            effects: effects.to_vec(),
+        };
+        if let Some(recorder) = &mut self.outlets.recorder {
+            recorder.took(taken, || self.writer.copy());
+        }
     }
 
     fn queue(
@@ -431,6 +460,8 @@ impl Handler<Halt> for ClusterActor {
 
     fn handle(&mut self, Halt(done): Halt, ctx: &mut Self::Context) {
         self.ended.get_or_insert_with(super::ending);
+        // Waits until it is written.
+        self.outlets.recorder = None;
         self.halts.push(done);
         self.pump(ctx);
     }

@@ -38,6 +38,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::credential::random_text;
 use crate::fence::FenceAgent;
+use crate::record::{self, RecordSettings, Recorder};
 use crate::store::{Commit, Expect, Pending, Store, StoreError, Write};
 use actor::{Apply, ClusterActor, Depose, Halt, Open, Replace, Reply};
 
@@ -65,6 +66,22 @@ pub struct ClusterHandle {
     tickets: Arc<AtomicU64>,
 }
 
+/// What else a cluster may be given.
+#[derive(Debug, Clone, Default)]
+pub struct Extras {
+    /// The nodes' fence agents.
+    pub agents: BTreeMap<NodeId, FenceAgent>,
+    /// Its steps are written down there.
+    pub record: Option<RecordSettings>,
+}
+
+/// Who works for a cluster that is written to.
+#[derive(Debug, Default)]
+struct Helpers {
+    agents: BTreeMap<NodeId, FenceAgent>,
+    recorder: Option<Recorder>,
+}
+
 /// What came of an input that may be answered later.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "lives for one answer")]
@@ -83,18 +100,18 @@ impl ClusterHandle {
         settings: Settings,
         fatal: mpsc::UnboundedSender<Problem>,
     ) -> Result<Self, Problem> {
-        Self::with_agents(store, settings, BTreeMap::new(), fatal).await
+        Self::start_with(store, settings, Extras::default(), fatal).await
     }
 
-    /// The same, with the nodes' fence agents.
-    pub async fn with_agents(
+    /// The same, with what else the settings ask for.
+    pub async fn start_with(
         store: Arc<dyn Store>,
         settings: Settings,
-        agents: BTreeMap<NodeId, FenceAgent>,
+        extras: Extras,
         fatal: mpsc::UnboundedSender<Problem>,
     ) -> Result<Self, Problem> {
         let fence = take_over(&*store).await?;
-        Self::lead(store, fence, settings, agents, fatal).await
+        Self::lead(store, fence, settings, extras, fatal).await
     }
 
     /// The same with a right to write that was had otherwise, by an election.
@@ -102,7 +119,7 @@ impl ClusterHandle {
         store: Arc<dyn Store>,
         fence: Fence,
         settings: Settings,
-        agents: BTreeMap<NodeId, FenceAgent>,
+        extras: Extras,
         fatal: mpsc::UnboundedSender<Problem>,
     ) -> Result<Self, Problem> {
         let scan = within(store.scan(Key::PREFIX)).await?;
@@ -110,13 +127,31 @@ impl ClusterHandle {
             .entries
             .into_iter()
             .map(|entry| (entry.key, entry.value.to_vec()));
+        let now = UnixMillis::now();
+        let records: Vec<_> = records.collect();
+        let Extras { agents, record } = extras;
+        let start = record.map(|record| (record, settings.clone(), records.clone()));
         let mut effects = Vec::new();
         let kept = settings.limits.events;
-        let cluster = Cluster::load(settings, UnixMillis::now(), records, &mut effects)
+        let cluster = Cluster::load(settings, now, records, &mut effects)
             .map_err(|error| unreadable(&error))?;
+        let recorder = start.map(|(record, settings, records)| {
+            let effects = effects.clone();
+            let start = record::Start {
+                settings,
+                now,
+                records,
+                effects,
+            };
+            Recorder::begin(&record, start)
+        });
         let (reader, writer) = reader::pair(cluster);
         let events = EventHub::new(kept, &past_events(&reader, &effects));
-        Ok(Self::with(reader, events, agents, fatal, |outlets| {
+        let helpers = Helpers {
+            agents,
+            recorder: recorder.transpose()?,
+        };
+        Ok(Self::with(reader, events, helpers, fatal, |outlets| {
             ClusterActor::new(writer, store, fence, effects, outlets)
         }))
     }
@@ -128,7 +163,7 @@ impl ClusterHandle {
         let events = EventHub::new(0, &[]);
         events.close();
         let (fatal, _) = mpsc::unbounded_channel();
-        Self::with(reader, events, BTreeMap::new(), fatal, |outlets| {
+        Self::with(reader, events, Helpers::default(), fatal, |outlets| {
             ClusterActor::idle(writer, store, outlets, problem)
         })
     }
@@ -136,7 +171,7 @@ impl ClusterHandle {
     fn with(
         reader: Reader,
         events: EventHub,
-        agents: BTreeMap<NodeId, FenceAgent>,
+        helpers: Helpers,
         fatal: mpsc::UnboundedSender<Problem>,
         make: impl FnOnce(actor::Outlets) -> ClusterActor,
     ) -> Self {
@@ -145,7 +180,8 @@ impl ClusterHandle {
             events: events.clone(),
             sessions: sessions.clone(),
             fatal,
-            agents,
+            agents: helpers.agents,
+            recorder: helpers.recorder,
         };
         Self {
             actor: make(outlets).start(),

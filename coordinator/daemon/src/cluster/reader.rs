@@ -126,6 +126,12 @@ impl Writer {
         (step(&mut state.cluster), version)
     }
 
+    /// The state as it is, to write down.
+    pub(super) fn copy(&self) -> Cluster {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        state.cluster.clone()
+    }
+
     /// Everything up to that step is durable.
     pub(super) fn durable(&self, version: u64) {
         self.durable.send_replace(version);

@@ -21,6 +21,8 @@ use godwit_shared::model::{
 };
 use godwit_shared::wire::uplink::{NodeReply, NodeRequest, Verdict, VerdictQuery};
 
+use serde::{Deserialize, Serialize};
+
 use super::Cluster;
 use super::live::Live;
 use super::state::Purpose;
@@ -39,7 +41,7 @@ const BACKOFF: Millis = Millis(4_000);
 const DOUBLINGS: u32 = 6;
 
 /// A VM that is to be started again.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Waiting {
     /// When it may be tried.
     due: BootMillis,

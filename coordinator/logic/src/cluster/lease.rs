@@ -79,7 +79,7 @@ impl Default for ProtectionRules {
 }
 
 /// What lives in memory of leases and of VMs that lost their nodes.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Leases {
     /// When the last step was.
     pub(super) now: BootMillis,
@@ -96,7 +96,7 @@ pub(super) struct Leases {
 }
 
 /// One lease.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Held {
     pub(super) until: BootMillis,
     /// When it was last renewed, or assumed to be.
@@ -111,7 +111,7 @@ pub(super) struct Held {
 }
 
 /// A promise to vouch no more.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Word {
     asked: BootMillis,
     /// The end of what was vouched for before.
@@ -119,7 +119,7 @@ struct Word {
 }
 
 /// The fence agent of a node that is away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Agent {
     Idle,
     Running,

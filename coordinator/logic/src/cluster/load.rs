@@ -24,6 +24,9 @@ pub enum LoadError {
         /// What is wrong with it.
         source: serde_json::Error,
     },
+    /// What was observed in a recording cannot be read.
+    #[error("what the recording says was observed cannot be read; use the release that wrote it")]
+    Observed(#[source] serde_json::Error),
 }
 
 impl Cluster {
@@ -142,7 +145,9 @@ impl Cluster {
     }
 }
 
-fn read(records: impl IntoIterator<Item = (String, Vec<u8>)>) -> Result<Records, LoadError> {
+pub(super) fn read(
+    records: impl IntoIterator<Item = (String, Vec<u8>)>,
+) -> Result<Records, LoadError> {
     let mut all = Records::default();
     let mut events = std::collections::BTreeMap::new();
     for (key, value) in records {

@@ -54,6 +54,7 @@ mod command;
 mod create;
 mod decide;
 mod failover;
+mod frozen;
 mod heard;
 mod lease;
 mod ledger;
@@ -90,6 +91,7 @@ pub use queue::MigrationLimits;
 use std::collections::BTreeSet;
 
 use godwit_shared::model::{BootMillis, Millis, NodeId, Problem, UnixMillis};
+use serde::{Deserialize, Serialize};
 
 use crate::effect::{Effect, Timer};
 use crate::input::{Input, Output};
@@ -103,7 +105,7 @@ use state::{Observed, Records};
 use turn::Turn;
 
 /// What the cluster is told of itself at the start.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// The cluster's name.
     pub name: String,
@@ -126,7 +128,7 @@ pub struct Settings {
 }
 
 /// How long things are waited for, and how much is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// For a node's reply to a request.
     pub request: Millis,

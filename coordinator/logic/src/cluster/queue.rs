@@ -30,7 +30,7 @@ use godwit_shared::model::{
     MigrationFailure, MigrationId, MigrationPhase, Millis, NodeId, Problem, UnixMillis, codes,
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Cluster;
 use super::decide::Rating;
@@ -46,7 +46,7 @@ const AGEING: Millis = Millis(60_000);
 const HISTORY: usize = 20;
 
 /// How many migrations may run at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MigrationLimits {
     /// That one node sends or receives.

@@ -15,6 +15,8 @@ use godwit_shared::model::{Millis, NodeId};
 use godwit_shared::wire::roster::RosterMark;
 use godwit_shared::wire::uplink::{CoordinatorMessage, Member};
 
+use serde::{Deserialize, Serialize};
+
 use super::Cluster;
 use super::turn::Turn;
 use crate::effect::{Effect, Timer};
@@ -28,7 +30,7 @@ const GATHER: Millis = Millis(200);
 const PAST: usize = 256;
 
 /// What the nodes know of the members.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Roster {
     /// Members that the nodes have not been told of.
     untold: BTreeSet<NodeId>,

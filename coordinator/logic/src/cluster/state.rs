@@ -8,6 +8,7 @@ use godwit_shared::model::{
     NodeId, PlanId, Problem, TaskId, UnixMillis, VmId, VmName,
 };
 use godwit_shared::wire::uplink::VerdictQuery;
+use serde::{Deserialize, Serialize};
 
 use super::Cluster;
 use super::lease::Leases;
@@ -34,7 +35,7 @@ pub(super) struct Records {
 }
 
 /// What lives in memory: the nodes' words, work under way, and indexes.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Observed {
     /// Every node that is not revoked.
     pub(super) nodes: BTreeMap<NodeId, NodeState>,
@@ -58,8 +59,10 @@ pub(super) struct Observed {
     /// What the nodes know of the members.
     pub(super) roster: Roster,
     /// What the VMs take on which nodes.
+    #[serde(skip)]
     pub(super) ledger: Ledger,
     /// The nodes, in an order that finds the best one for a VM soon.
+    #[serde(skip)]
     pub(super) live: Live,
     /// Plans that have not ended.
     pub(super) plans: BTreeSet<PlanId>,
@@ -78,7 +81,7 @@ pub(super) struct Observed {
 }
 
 /// One node as it is seen.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct NodeState {
     /// Its session; none while it is away.
     pub(super) session: Option<SessionId>,
@@ -88,13 +91,14 @@ pub(super) struct NodeState {
     /// Its domains by its last word.
     pub(super) domains: BTreeMap<VmId, DomainReport>,
     /// What it was told in this session to end or to delete, and has not done.
+    #[serde(with = "super::frozen::pairs")]
     pub(super) cleared: HashMap<(VmId, LifecycleCommand), Clearing>,
     /// Its domains without a record that this session's events have told of.
     pub(super) strays: BTreeSet<VmId>,
 }
 
 /// A leftover that a node was told to end or to delete.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct Clearing {
     /// How often it was told.
     pub(super) told: u32,
@@ -103,7 +107,7 @@ pub(super) struct Clearing {
 }
 
 /// An unfinished task.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct Work {
     pub(super) message: String,
     /// The request whose reply is awaited.
@@ -117,7 +121,7 @@ pub(super) struct Work {
 }
 
 /// What a task waits for with a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Patience {
     /// The return of a node.
     Absence,
@@ -128,7 +132,7 @@ pub(super) enum Patience {
 }
 
 /// An unfinished migration.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct Move {
     /// The last sample.
     pub(super) progress: MigrationProgress,
@@ -141,7 +145,7 @@ pub(super) struct Move {
 }
 
 /// What the source of an unfinished migration knows of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) enum Knowledge {
     /// It accepted the migration, or reported it, or is away.
     #[default]
@@ -153,7 +157,7 @@ pub(super) enum Knowledge {
 }
 
 /// A request without a reply.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Pending {
     pub(super) node: NodeId,
     pub(super) session: SessionId,
@@ -161,7 +165,7 @@ pub(super) struct Pending {
 }
 
 /// What a request is for.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) enum Purpose {
     /// A step of a task.
     Task(TaskId, Asked),
@@ -198,7 +202,7 @@ pub(super) enum Purpose {
 }
 
 /// Which step of a task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Asked {
     /// The former owner shall forget the domain.
     Release,

@@ -119,7 +119,7 @@ impl Cluster {
         Ok(())
     }
 
-    fn write_of(&self, key: Key) -> Result<Write, Problem> {
+    pub(super) fn write_of(&self, key: Key) -> Result<Write, Problem> {
         let records = &self.records;
         let value = match &key {
             Key::Node(id) => json(records.nodes.get(id)),

@@ -22,7 +22,11 @@ pub(super) const CLASS: &str = "/sys/class/watchdog";
 pub(super) fn patience(class: &Path, device: &Path) -> Option<Duration> {
     let name = device.file_name()?.to_str()?;
     // The one without a number is the first one.
-    let name = if name == "watchdog" { "watchdog0" } else { name };
+    let name = if name == "watchdog" {
+        "watchdog0"
+    } else {
+        name
+    };
     let text = std::fs::read_to_string(class.join(name).join("timeout")).ok()?;
     text.trim().parse().ok().map(Duration::from_secs)
 }

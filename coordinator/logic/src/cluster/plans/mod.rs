@@ -30,7 +30,7 @@ use godwit_shared::api::{
     RebalanceRequest, Stays, StepProgress, StepState,
 };
 use godwit_shared::model::{Millis, NodeId, PlanId, Problem, UnixMillis, VmId, codes};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Cluster;
 use super::command::conflict;
@@ -50,7 +50,7 @@ const TRIES: usize = 32;
 const KEPT: usize = 100;
 
 /// Whether the load is evened out, and when.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RebalanceMode {
     /// Not even when it is asked for.
@@ -63,7 +63,7 @@ pub enum RebalanceMode {
 }
 
 /// How the load is evened out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RebalanceSettings {
     /// Whether, and when.
