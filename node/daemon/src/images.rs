@@ -133,6 +133,13 @@ pub fn remove_left(images: &[String], of_others: &BTreeSet<String>) {
     }
 }
 
+/// They all stay, since one of them may be a guest's whose record cannot be read.
+pub fn keep_left(images: &[String], problem: &Problem) {
+    for path in images {
+        tracing::error!(path, %problem, "a disk image stays: another VM's disks are not known");
+    }
+}
+
 fn same_file(one: &Path, other: &Path) -> bool {
     let identity = |path: &Path| std::fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()));
     matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)

@@ -87,17 +87,25 @@ pub enum ReadError {
     Damaged(String),
 }
 
-/// The disks that the records of a node's other domains name. A record that
-/// cannot be read names none. Blocks.
-pub fn disks_of_others(domains: &Path, vm: VmId) -> BTreeSet<String> {
-    let folders = std::fs::read_dir(domains).into_iter().flatten().flatten();
-    let others = folders.filter_map(|folder| {
-        let other = folder.file_name().to_str()?.parse().ok()?;
-        let record = (other != vm).then(|| Journal::new(&folder.path()).read(other));
-        record?.ok()
-    });
-    let disks = others.flat_map(|record| record.spec.disks);
-    disks.map(|disk| disk.path).collect()
+/// The disks that the records of a node's other domains name. None is known for
+/// certain while one of the records cannot be read, or was put aside for that.
+/// Blocks.
+pub fn disks_of_others(domains: &Path, vm: VmId) -> Result<BTreeSet<String>, Problem> {
+    let unknown = |error: io::Error| Problem::internal(error).field(domains.display().to_string());
+    let mut disks = BTreeSet::new();
+    for folder in std::fs::read_dir(domains).map_err(unknown)? {
+        let folder = folder.map_err(unknown)?;
+        let name = folder.file_name();
+        let Some(other) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        if other != vm {
+            let journal = Journal::new(&folder.path());
+            let named = journal.disks(other)?;
+            disks.extend(named);
+        }
+    }
+    Ok(disks)
 }
 
 /// The record file of one domain.
@@ -133,6 +141,30 @@ impl Journal {
         Ok(record)
     }
 
+    /// The disks that the record names; none before there is one.
+    fn disks(&self, vm: VmId) -> Result<Vec<String>, Problem> {
+        let unreadable = |why: &ReadError| {
+            let file = self.file.display();
+            Problem::new(codes::HOST_IO, format!("`{file}`: {why}"))
+                .remedy("restore the record, or remove its folder when its VM is gone for good")
+        };
+        match self.read(vm) {
+            Ok(record) => Ok(record
+                .spec
+                .disks
+                .into_iter()
+                .map(|disk| disk.path)
+                .collect()),
+            Err(ReadError::Missing) if !self.aside().exists() => Ok(Vec::new()),
+            Err(why) => Err(unreadable(&why)),
+        }
+    }
+
+    /// Where a record that cannot be read is put.
+    fn aside(&self) -> PathBuf {
+        self.file.with_extension("json.corrupt")
+    }
+
     /// Replaces the record. A daemon that is killed meanwhile leaves the old
     /// record or the new one.
     pub fn write(&self, record: &Record) -> Result<(), Problem> {
@@ -152,7 +184,7 @@ impl Journal {
 
     /// Puts a damaged record aside for a look at it, and says what happened.
     pub fn put_aside(&self, why: &ReadError) -> Problem {
-        let aside = self.file.with_extension("json.corrupt");
+        let aside = self.aside();
         let moved = std::fs::rename(&self.file, &aside);
         let remedy = match moved {
             Ok(()) => format!(
@@ -239,12 +271,20 @@ mod tests {
             record.spec.disks[0].path = format!("/{vm}");
             Journal::new(&folder).write(&record).unwrap();
         }
-        let file = dir.path().join(damaged.to_string()).join("record.json");
-        std::fs::write(file, "{").unwrap();
         std::fs::write(dir.path().join("stray"), "").unwrap();
-        let found = disks_of_others(dir.path(), one);
-        assert_eq!(found, [format!("/{two}")].into());
-        assert_eq!(disks_of_others(&dir.path().join("gone"), one), [].into());
+        std::fs::create_dir(dir.path().join(VmId::from_u128(4).to_string())).unwrap();
+        let found = disks_of_others(dir.path(), one).unwrap();
+        let others = [two, damaged].map(|vm| format!("/{vm}"));
+        assert_eq!(found, others.into());
+
+        let folder = dir.path().join(damaged.to_string());
+        std::fs::write(folder.join("record.json"), "{").unwrap();
+        let problem = disks_of_others(dir.path(), one).unwrap_err();
+        assert!(problem.message.contains("record.json"), "{problem}");
+        let journal = Journal::new(&folder);
+        journal.put_aside(&journal.read(damaged).unwrap_err());
+        assert!(disks_of_others(dir.path(), one).is_err(), "put aside");
+        assert!(disks_of_others(&dir.path().join("gone"), one).is_err());
     }
 
     #[test]

@@ -413,14 +413,17 @@ fn removal_point(request: Request, handoff: Option<&HandoffRecord>) -> Option<&'
 fn remove_images(
     request: Request,
     handoff: Option<HandoffRecord>,
-    of_others: impl FnOnce() -> BTreeSet<String>,
+    of_others: impl FnOnce() -> Result<BTreeSet<String>, Problem>,
 ) {
     match (request, handoff) {
         (Request::Discard, Some(HandoffRecord::Incoming(record))) => {
             images::remove_arrived(&record.images, record.migration);
         }
         (Request::Retire, Some(HandoffRecord::Outgoing(record))) if !record.images.is_empty() => {
-            images::remove_left(&record.images, &of_others());
+            match of_others() {
+                Ok(of_others) => images::remove_left(&record.images, &of_others),
+                Err(problem) => images::keep_left(&record.images, &problem),
+            }
         }
         _ => {}
     }
