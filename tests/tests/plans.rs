@@ -3,11 +3,11 @@
 //! return and a rebalance bring the cluster back into shape.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Output;
 
 use godwit_shared::api::{AbortRequest, PlanState, PlanView, StepState};
-use godwit_shared::model::{LifecycleCommand, MiB, MigrationPhase, PlanId, codes};
+use godwit_shared::model::{LifecycleCommand, MiB, MigrationPhase, PlanId, Problem, VmSpec, codes};
 use godwit_tests::events::Mark;
 use godwit_tests::guest::{self, Work};
 use godwit_tests::harness::ClusterOptions;
@@ -80,21 +80,37 @@ async fn a_drain_and_what_follows_it() {
     let here = serde_json::json!({ "node_labels": { "disk": "fast" } });
     pinned.placement = serde_json::from_value(here).unwrap();
     let guests = GUESTS.map(|name| guest::spec(name, &Work::default()).unwrap());
-    let all = guests.into_iter().chain([pinned]);
+    let all = guests.into_iter().chain([pinned, with_a_disk(&scene)]);
     let all = all.map(|spec| (spec, Some(0))).collect();
     scene.boot_all(all).await.unwrap();
 
     a_blocker_is_told_at_the_start(&scene).await;
     let moved = an_abort_leaves_the_rest(&mut scene).await;
-    scene
-        .cluster
-        .api
-        .done("pinned", LifecycleCommand::Stop, SETTLE)
-        .await
-        .unwrap();
+    for name in ["pinned", "disk"] {
+        let stopped = scene
+            .cluster
+            .api
+            .done(name, LifecycleCommand::Stop, SETTLE)
+            .await;
+        stopped.unwrap();
+    }
     let drained = a_killed_coordinator_goes_on(&mut scene).await;
     a_return_brings_back(&mut scene, drained, moved).await;
     a_rebalance_moves_one_and_then_rests(&mut scene).await;
+}
+
+/// A guest that placement would move anywhere. Only a target can say that a file
+/// is in its disk's place there: all nodes are on this host.
+fn with_a_disk(scene: &Scene) -> VmSpec {
+    let path = scene.cluster.root().join("disk.raw");
+    std::fs::File::create(&path)
+        .unwrap()
+        .set_len(1 << 20)
+        .unwrap();
+    let mut spec = guest::spec("disk", &Work::default()).unwrap();
+    let disk = serde_json::json!([{ "path": path, "format": "raw" }]);
+    spec.disks = serde_json::from_value(disk).unwrap();
+    spec
 }
 
 async fn a_blocker_is_told_at_the_start(scene: &Scene) {
@@ -103,8 +119,14 @@ async fn a_blocker_is_told_at_the_start(scene: &Scene) {
     let names: BTreeSet<&str> = shown.steps.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(names, GUESTS.into());
     assert!(shown.estimate.0 > 0, "{shown:?}");
-    assert_eq!(shown.blockers.len(), 1);
-    assert_eq!(shown.blockers[0].name.as_str(), "pinned");
+    let blockers = shown.blockers.iter();
+    let blockers: BTreeMap<&str, &Problem> =
+        blockers.map(|b| (b.name.as_str(), &b.problem)).collect();
+    assert_eq!(blockers.len(), 2, "{blockers:#?}");
+    assert!(blockers.contains_key("pinned"));
+    let told = &blockers["disk"].also[0];
+    assert_eq!(told.field.as_deref(), Some("disks[0].path"), "{told}");
+    assert!(told.message.contains("on the target"), "{told}");
     let dry = godwit(scene, "node drain node-1 --dry-run").await;
     assert_eq!(dry.status.code(), Some(1), "{}", text(&dry));
     assert!(text(&dry).contains("node-2 lacks"), "{}", text(&dry));

@@ -1,5 +1,7 @@
 //! What happens to the cluster: operators' wishes, nodes' words, timers.
 
+use std::collections::BTreeMap;
+
 use godwit_shared::api::{
     AbortRequest, CommandOptions, CreateVm, DrainRequest, MarkRequest, MigrateRequest,
     MigrationView, NodeView, PlanView, RebalanceRequest, TaskView,
@@ -22,6 +24,19 @@ pub struct SessionId(pub u64);
 /// Who waits for an [`crate::effect::Effect::Answer`]: numbered by the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Ticket(pub u64);
+
+/// What the two nodes of each move had against it, by VM, as they were asked
+/// before a plan.
+pub type Survey = BTreeMap<VmId, Surveyed>;
+
+/// What was found out of one move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Surveyed {
+    /// The node that it was to go to.
+    pub target: NodeId,
+    /// What stands against it, or why its nodes could not say.
+    pub found: Result<Vec<Problem>, Problem>,
+}
 
 /// Something that happened. Fresh ids come with it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -112,6 +127,8 @@ pub enum Input {
         plan: PlanId,
         /// What was asked for.
         request: DrainRequest,
+        /// What the nodes said of the moves that it would take.
+        survey: Survey,
     },
     /// Bring the VMs of a node's drain back.
     Return {

@@ -1,7 +1,7 @@
 //! Operators: what they want is drawn from the seed, too.
 
 use godwit_coordinator_logic::cluster::Cluster;
-use godwit_coordinator_logic::input::{Input, Ticket};
+use godwit_coordinator_logic::input::{Input, Survey, Ticket};
 use godwit_coordinator_logic::record::Resolution;
 use godwit_node_logic::handoff::TombstoneVerdict;
 use godwit_shared::api::{
@@ -196,6 +196,7 @@ impl Sim {
                 node,
                 plan,
                 request,
+                survey: Survey::new(),
             },
             4..6 => Input::Return {
                 node,

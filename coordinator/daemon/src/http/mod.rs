@@ -22,6 +22,7 @@ mod placement;
 mod plans;
 mod problem;
 mod routes;
+mod survey;
 mod tasks;
 mod vms;
 mod watches;

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use super::answer::{Answer, look_until, unexpected};
 use super::input::{Parameters, body_or_default};
 use super::nodes::name;
+use super::survey::survey;
 use super::tasks::MAX_WAIT;
 use super::{Api, V1};
 
@@ -55,7 +56,8 @@ pub(super) async fn show(
 }
 
 /// Empties a node: it is cordoned, and its VMs move to other nodes. What blocks
-/// that is told before anything begins.
+/// that is told before anything begins: what placement knows, and what the nodes of
+/// each move say when they are asked.
 #[utoipa::path(
     post, path = "/api/v1/nodes/{node}/drain", tag = "plans",
     params(("node" = String, Path, description = "The node's name")),
@@ -74,15 +76,17 @@ pub(super) async fn drain(
     path: web::Path<String>,
     payload: web::Payload,
 ) -> Answer {
-    begin(&api, &request, payload, |plan, request| {
-        let node = name(&path)?;
-        Ok(Input::Drain {
-            node,
-            plan,
-            request,
-        })
-    })
-    .await
+    Parameters::of(&request, &[])?;
+    let body: DrainRequest = body_or_default(&request, payload).await?;
+    let node = name(&path)?;
+    let survey = survey(&api, &node, &body).await?;
+    let drain = Input::Drain {
+        node,
+        plan: PlanId::generate(),
+        request: body,
+        survey,
+    };
+    begun(&api, drain).await
 }
 
 /// Brings the VMs of a node's last drain back; the node is uncordoned.
@@ -179,7 +183,10 @@ async fn begin<T: DeserializeOwned + Default>(
 ) -> Answer {
     Parameters::of(request, &[])?;
     let body = body_or_default(request, payload).await?;
-    let input = input(PlanId::generate(), body)?;
+    begun(api, input(PlanId::generate(), body)?).await
+}
+
+async fn begun(api: &Api, input: Input) -> Answer {
     match api.cluster.apply(input).await? {
         Output::Plan(view) if view.state == PlanState::Proposed => {
             Ok(HttpResponse::Ok().json(view))

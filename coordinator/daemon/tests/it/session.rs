@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use godwit_shared::api::{MigrationView, NodeHealth, NodeView, TaskState, VmView};
 use godwit_shared::model::{
     DomainReport, DomainState, Epoch, ExitReason, LifecycleCommand, MigrationFigures,
-    MigrationPhase, MigrationProgress, NodeId, RunState, UnixMillis, codes,
+    MigrationPhase, MigrationProgress, NodeId, Problem, RunState, UnixMillis, codes,
 };
 use godwit_shared::pki::KeyAndCsr;
 use godwit_shared::wire::uplink::{
@@ -306,5 +306,45 @@ async fn a_log_and_a_dry_run_wait_for_the_node() {
     let ((status, found), ()) = tokio::join!(asking, answering);
     assert_eq!((status, &found["target"]), (StatusCode::OK, &json!("n2")));
     assert_eq!(found["blockers"], json!([]));
+    cluster.stop().await;
+}
+
+#[actix::test]
+async fn the_nodes_are_asked_before_a_drain_all_at_once() {
+    let cluster = Running::start().await;
+    let (mut n1, _) = Node::join(&cluster, "n1").await;
+    let (_n2, _) = Node::join(&cluster, "n2").await;
+    for name in ["db", "web"] {
+        let body = json!({"spec": spec(name), "start": true, "node": "n1"});
+        let task = cluster.begin("/api/v1/vms", body).await;
+        n1.start_one().await;
+        cluster.ended(&task).await;
+    }
+    let asking = cluster.post("/api/v1/nodes/n1/drain", json!({"dry_run": true}));
+    let answering = async {
+        let (first, _) = n1.request().await;
+        let (second, body) = n1.request().await;
+        assert!(
+            matches!(body, NodeRequest::Migrate { dry_run: true, .. }),
+            "{body:?}"
+        );
+        let device = Problem::new(codes::MIGRATION_BLOCKED, "a device cannot move");
+        let found = NodeReply::Rehearsal {
+            blockers: vec![device],
+            forecast: None,
+        };
+        n1.reply(first, Ok(found)).await;
+        let lost = Problem::new(codes::NODE_UNREACHABLE, "n2 says nothing");
+        n1.reply(second, Err(lost)).await;
+    };
+    let ((status, plan), ()) = tokio::join!(asking, answering);
+    assert_eq!(status, StatusCode::OK, "{plan}");
+    let blockers = plan["blockers"].as_array().unwrap();
+    assert_eq!(blockers.len(), 1, "{plan}");
+    let why = &blockers[0]["problem"]["also"][0]["message"];
+    assert_eq!(why, "a device cannot move");
+    assert_eq!(plan["steps"].as_array().unwrap().len(), 1);
+    let note = plan["progress"][0]["message"].as_str().unwrap();
+    assert!(note.contains("n2 says nothing"), "{note}");
     cluster.stop().await;
 }

@@ -110,6 +110,7 @@ impl Cluster {
         self.observed.plans = running.map(|plan| plan.view.id).collect();
         if !self.observed.plans.is_empty() {
             let at = self.settings.started.after(self.settings.limits.absence);
+            self.observed.plans_at = Some(at);
             let timer = Timer::Plans;
             effects.push(Effect::Arm { timer, at });
         }

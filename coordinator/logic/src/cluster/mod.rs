@@ -141,6 +141,8 @@ pub struct Limits {
     pub shutdown: Millis,
     /// For the return of a node that a task needs.
     pub absence: Millis,
+    /// For the return of a node that a step of a plan is to move a VM from.
+    pub plan_source: Millis,
     /// Events kept.
     pub events: usize,
     /// Ended tasks kept.
@@ -162,6 +164,7 @@ impl Default for Limits {
             migrate: Millis(120_000),
             shutdown: Millis(180_000),
             absence: Millis(60_000),
+            plan_source: Millis(600_000),
             events: 10_000,
             tasks: 1_000,
             migrations: 1_000,
@@ -271,7 +274,8 @@ impl Cluster {
                 node,
                 plan,
                 request,
-            } => self.on_drain(turn, &node, plan, &request),
+                survey,
+            } => self.on_drain(turn, &node, plan, &request, &survey),
             Input::Return {
                 node,
                 plan,
@@ -327,8 +331,11 @@ impl Cluster {
                 self.on_rebalance_timer(turn);
                 Ok(Output::Done)
             }
-            // What follows is looked at after every step.
-            Input::Timer(Timer::Plans) => Ok(Output::Done),
+            Input::Timer(Timer::Plans) => {
+                // What follows is looked at after every step.
+                self.observed.plans_at = None;
+                Ok(Output::Done)
+            }
             Input::FenceEnded { node, outcome } => {
                 self.on_fence_ended(turn, &node, outcome);
                 Ok(Output::Done)

@@ -66,6 +66,8 @@ pub(super) struct Observed {
     pub(super) live: Live,
     /// Plans that have not ended.
     pub(super) plans: BTreeSet<PlanId>,
+    /// When they are looked at again, if they are.
+    pub(super) plans_at: Option<UnixMillis>,
     /// When the last step was.
     pub(super) now: UnixMillis,
     /// How long the nodes' leases last, and who waits to be started again.

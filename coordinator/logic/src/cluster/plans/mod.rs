@@ -18,12 +18,14 @@
 //! never add up to more than a node can hold. A step that waits for room of its
 //! own plan reserves only what is beyond it.
 
+mod absent;
 mod rehearse;
 mod room;
 mod run;
 mod scene;
+mod survey;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use godwit_shared::api::{
     AbortRequest, DrainRequest, Imbalance, PlanKind, PlanLimits, PlanState, PlanStep, PlanView,
@@ -36,7 +38,7 @@ use super::Cluster;
 use super::command::conflict;
 use super::turn::{About, Turn};
 use crate::effect::{Effect, Timer};
-use crate::input::Output;
+use crate::input::{Output, Survey};
 use crate::plan::{self, Balance, Metric, Move, Policy, order};
 use crate::record::{Key, PlanRecord};
 pub(super) use room::Coming;
@@ -110,6 +112,8 @@ struct Draft {
     blockers: Vec<Stays>,
     stopped: Vec<Stays>,
     imbalance: Option<Imbalance>,
+    /// What there is to say of steps before they begin, by place.
+    notes: BTreeMap<usize, String>,
 }
 
 impl Draft {
@@ -122,6 +126,7 @@ impl Draft {
             blockers: Vec::new(),
             stopped: Vec::new(),
             imbalance: None,
+            notes: BTreeMap::new(),
         }
     }
 }
@@ -133,12 +138,13 @@ impl Cluster {
         node: &NodeId,
         id: PlanId,
         request: &DrainRequest,
+        survey: &Survey,
     ) -> Result<Output, Problem> {
         check_limits(&request.limits)?;
         self.member(node)?;
         self.check_no_plan_of(node)?;
         self.check_connected(node, "from")?;
-        let draft = self.draft_drain(node, request);
+        let draft = self.draft_drain(node, request, survey);
         if request.dry_run {
             return Ok(self.proposed(id, draft));
         }
@@ -147,20 +153,24 @@ impl Cluster {
         Ok(self.begin_plan(turn, id, draft))
     }
 
-    fn draft_drain(&self, node: &NodeId, request: &DrainRequest) -> Draft {
-        let scene = self.scene(None);
+    fn draft_drain(&self, node: &NodeId, request: &DrainRequest, survey: &Survey) -> Draft {
+        let mut scene = self.scene(None);
         let kind = PlanKind::Drain {
             node: node.clone(),
             and_return: request.and_return,
         };
         let mut draft = Draft::new(kind, request.limits);
         (draft.blockers, draft.stopped) = self.stays(&scene, node);
+        draft
+            .blockers
+            .extend(self.refused_by_nodes(&mut scene, survey));
         if let Some(host) = scene.host(node) {
             let found = plan::drain(&scene.model, host, &Metric::GODWIT);
             let (moves, stuck) = self.rehearse_drain(&scene, node, &found);
             draft.blockers.extend(stuck);
             draft.steps = self.planned_steps(&scene, &moves, &request.limits);
         }
+        draft.notes = survey::notes(&draft.steps, survey);
         draft
     }
 
@@ -379,6 +389,11 @@ impl Cluster {
     fn view_of(&self, id: PlanId, state: PlanState, draft: Draft) -> PlanView {
         let each = draft.steps.iter();
         let each: Vec<_> = each.map(|s| (s.estimate, s.after.clone())).collect();
+        let mut notes = draft.notes;
+        let progress = (0..draft.steps.len()).map(|place| StepProgress {
+            message: notes.remove(&place),
+            ..StepProgress::default()
+        });
         PlanView {
             id,
             kind: draft.kind,
@@ -391,7 +406,7 @@ impl Cluster {
             imbalance: draft.imbalance,
             blockers: draft.blockers,
             stopped: draft.stopped,
-            progress: vec![StepProgress::default(); draft.steps.len()],
+            progress: progress.collect(),
             steps: draft.steps,
             message: String::new(),
         }

@@ -8,7 +8,8 @@
 //!
 //! Before a step begins it is looked at again:
 //!
-//! * the VM is busy, or its node is away: the step waits;
+//! * the VM is busy, or its node is away: the step waits, for a node not for ever
+//!   ([`super::absent`]);
 //! * the VM was stopped or deleted, or is elsewhere by now: it is not needed;
 //! * its target does not take it any more: a drain takes another one, where
 //!   placement finds one; anything else was computed for this target, so the
@@ -37,7 +38,7 @@ enum Next {
 }
 
 /// How a step ended.
-struct End {
+pub(super) struct End {
     state: StepState,
     message: String,
     problem: Option<Problem>,
@@ -52,7 +53,7 @@ impl End {
         }
     }
 
-    fn failed(problem: Problem) -> Self {
+    pub(super) fn failed(problem: Problem) -> Self {
         Self {
             problem: Some(problem.clone()),
             ..Self::new(StepState::Failed, problem.message)
@@ -68,12 +69,14 @@ impl Cluster {
         for id in self.observed.plans.clone() {
             changed |= self.advance_plan(turn, id);
         }
+        self.arm_plans(turn);
         changed
     }
 
     pub(super) fn advance_plan(&mut self, turn: &mut Turn, id: PlanId) -> bool {
         self.settle_ledger(turn);
         let mut changed = self.take_ends(turn, id);
+        changed |= self.end_absent(turn, id);
         changed |= self.begin_steps(turn, id);
         self.end_plan(turn, id);
         changed
@@ -284,7 +287,7 @@ impl Cluster {
         }
     }
 
-    fn end_step(&mut self, turn: &mut Turn, id: PlanId, place: usize, end: End) {
+    pub(super) fn end_step(&mut self, turn: &mut Turn, id: PlanId, place: usize, end: End) {
         let End {
             state,
             message,

@@ -60,6 +60,13 @@ impl Scene {
         self.vms.iter().position(|other| *other == vm)
     }
 
+    /// It goes nowhere.
+    pub(super) fn pin(&mut self, vm: VmId) {
+        if let Some(guest) = self.guest(vm) {
+            self.model.guests[guest].movable = false;
+        }
+    }
+
     /// The move of that guest to that node.
     pub(super) fn a_move(&self, guest: usize, to: &NodeId) -> Option<Move> {
         let (from, to) = (self.model.guests.get(guest)?.host, self.host(to)?);

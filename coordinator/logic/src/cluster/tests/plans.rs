@@ -9,6 +9,7 @@ use godwit_shared::model::{PlanId, codes};
 
 use super::*;
 use crate::cluster::RebalanceMode;
+use crate::input::{Survey, Surveyed};
 
 fn plan_of(output: Output) -> PlanView {
     match output {
@@ -18,12 +19,23 @@ fn plan_of(output: Output) -> PlanView {
 }
 
 fn drain(bench: &mut Bench, name: &str, request: DrainRequest) -> Result<PlanView, Problem> {
+    drain_after(bench, name, request, Survey::new())
+}
+
+/// A drain of which the nodes have said that before.
+fn drain_after(
+    bench: &mut Bench,
+    name: &str,
+    request: DrainRequest,
+    survey: Survey,
+) -> Result<PlanView, Problem> {
     let plan = PlanId::from_u128(bench.id());
     let node = node(name);
     let input = Input::Drain {
         node,
         plan,
         request,
+        survey,
     };
     bench.step(input).map(plan_of)
 }
@@ -516,4 +528,150 @@ fn moves_of_one_plan_keep_the_rules_between_them() {
         ended.progress.iter().all(|p| p.target.is_none()),
         "{ended:#?}"
     );
+}
+
+/// What only the nodes know of a move is a blocker like any other.
+#[test]
+fn what_the_nodes_have_against_a_move_is_told_before_it_begins() {
+    let (mut bench, vms) = three();
+    let device = Problem::new(codes::MIGRATION_BLOCKED, "a device of it cannot move");
+    let said = |target: &str, found| Surveyed {
+        target: node(target),
+        found,
+    };
+    let away = Problem::new(codes::NODE_UNREACHABLE, "node-2 said nothing");
+    let survey: Survey = [
+        (vms[0], said("node-3", Ok(vec![device.field("devices")]))),
+        (vms[1], said("node-2", Err(away))),
+        (vms[2], said("node-3", Ok(Vec::new()))),
+    ]
+    .into();
+    let whole = drain_after(&mut bench, "node-1", one_by_one(), survey.clone());
+    let blocker = &whole.unwrap_err().also[0];
+    assert_eq!(blocker.also[0].field.as_deref(), Some("devices"));
+    let partial = DrainRequest {
+        partial: true,
+        dry_run: true,
+        ..one_by_one()
+    };
+    let plan = drain_after(&mut bench, "node-1", partial, survey).unwrap();
+    let there: BTreeSet<VmId> = plan.steps.iter().map(|step| step.vm).collect();
+    assert_eq!(there, vms[1..3].iter().copied().collect());
+    for (step, progress) in plan.steps.iter().zip(&plan.progress) {
+        let note = progress.message.as_deref().unwrap_or_default();
+        let unasked = step.vm == vms[1] || step.target != node("node-3");
+        assert_eq!(note.contains("asked"), unasked, "{note}");
+    }
+}
+
+/// One whose blocker is a matter of room, which the plan itself looks after.
+#[test]
+fn what_placement_has_against_a_move_by_now_is_not_counted_twice() {
+    let (mut bench, vms) = three();
+    bench
+        .step(Input::Cordon {
+            node: node("node-3"),
+            cordoned: true,
+        })
+        .unwrap();
+    let mine =
+        bench
+            .cluster
+            .choose_target(vms[0], &node("node-1"), Some(&node("node-3")), bench.now);
+    let found = match mine {
+        Ok((_, found)) => found,
+        Err(problem) => vec![problem],
+    };
+    assert!(!found.is_empty(), "placement has nothing against node-3");
+    let said = Surveyed {
+        target: node("node-3"),
+        found: Ok(found),
+    };
+    let survey = Survey::from([(vms[0], said)]);
+    let plan = drain_after(&mut bench, "node-1", one_by_one(), survey).unwrap();
+    assert_eq!((plan.steps.len(), plan.blockers.len()), (3, 0));
+}
+
+/// One moves, one waits behind it, and their node never comes back.
+#[test]
+fn a_source_that_never_returns_ends_its_steps_but_not_those_of_others() {
+    let (mut bench, _) = three();
+    let plan = drain(&mut bench, "node-1", one_by_one()).unwrap();
+    bench.pass(Millis(61_000));
+    let ids = begun(&mut bench);
+    let told = bench.moving(ids[0], MigrationPhase::Precopy, 1);
+    bench.say("node-1", NodeMessage::Migration(told));
+    bench.disconnect("node-1");
+    bench.pass(Millis(599_000));
+    let wait = [StepState::Moving, StepState::Pending, StepState::Pending];
+    assert_eq!(states(&bench, &plan), wait, "it may come back yet");
+    bench.pass(Millis(2_000));
+    assert_eq!(states(&bench, &plan), [StepState::Failed; 3]);
+    let ended = now(&bench, &plan);
+    assert_eq!(ended.state, PlanState::Failed);
+    let why = ended.progress[0].problem.as_ref().unwrap();
+    assert_eq!(why.code, codes::NODE_UNREACHABLE);
+    assert!(
+        why.message.contains("10 min; the migration goes on"),
+        "{why}"
+    );
+    assert!(
+        !ended.progress[1]
+            .problem
+            .as_ref()
+            .unwrap()
+            .message
+            .contains("migration")
+    );
+    assert!(!bench.cluster.records.migrations[&ids[0]].phase.is_final());
+}
+
+/// The VMs of two nodes come back to a third one, and one of the two is gone.
+#[test]
+fn the_steps_of_other_sources_go_on() {
+    let (mut bench, _) = three();
+    drain(&mut bench, "node-1", DrainRequest::default()).unwrap();
+    carry_all_out(&mut bench);
+    let plan = PlanId::from_u128(bench.id());
+    let input = Input::Return {
+        node: node("node-1"),
+        plan,
+        request: one_by_one(),
+    };
+    let plan = plan_of(bench.step(input).unwrap());
+    bench.disconnect("node-2");
+    for _ in 0..2 {
+        bench.pass(Millis(601_000));
+        for id in begun(&mut bench) {
+            if bench.cluster.records.migrations[&id].source == node("node-3") {
+                carry_out(&mut bench, id);
+            }
+        }
+    }
+    let ended = now(&bench, &plan);
+    let parts = ended.steps.iter().zip(&ended.progress);
+    for (step, progress) in parts {
+        let gone = step.source == node("node-2");
+        let state = if gone {
+            StepState::Failed
+        } else {
+            StepState::Done
+        };
+        assert_eq!(progress.state, state, "{ended:#?}");
+    }
+    assert_eq!(ended.message, "2 of 3 moved, 1 failed");
+}
+
+/// A coordinator that is killed meanwhile waits anew, and ends it too.
+#[test]
+fn a_source_that_never_returns_is_given_up_after_a_restart_as_well() {
+    let (mut bench, _) = three();
+    let plan = drain(&mut bench, "node-1", one_by_one()).unwrap();
+    bench.disconnect("node-1");
+    bench.pass(Millis(300_000));
+    bench.restart();
+    bench.pass(Millis(599_000));
+    assert!(!now(&bench, &plan).state.is_final());
+    bench.pass(Millis(2_000));
+    assert_eq!(now(&bench, &plan).state, PlanState::Failed);
 }
