@@ -13,6 +13,7 @@ use godwit_shared::api::{PlanStep, Stays};
 use godwit_shared::model::{NodeId, Problem, codes};
 
 use super::super::Cluster;
+use super::super::live::Live;
 use super::scene::{Scene, stays};
 use crate::input::{Survey, Surveyed};
 use crate::record::VmRecord;
@@ -23,11 +24,15 @@ impl Cluster {
     /// moves ahead change that.
     pub(super) fn refused_by_nodes(&self, scene: &mut Scene, survey: &Survey) -> Vec<Stays> {
         let mut refused = Vec::new();
+        if survey.is_empty() {
+            return refused;
+        }
+        let mut live = self.observed.live.clone();
         for (vm, surveyed) in survey {
             let (Some(record), Ok(found)) = (self.records.vms.get(vm), &surveyed.found) else {
                 continue;
             };
-            let own = self.placement_has(record, &surveyed.target);
+            let own = self.placement_has(&mut live, record, &surveyed.target);
             let same = |a: &Problem, b: &Problem| (&a.code, &a.field) == (&b.code, &b.field);
             let mut found = found.clone();
             found.retain(|problem| !own.iter().any(|other| same(problem, other)));
@@ -39,11 +44,12 @@ impl Cluster {
         refused
     }
 
-    fn placement_has(&self, record: &VmRecord, target: &NodeId) -> Vec<Problem> {
+    fn placement_has(&self, live: &mut Live, record: &VmRecord, target: &NodeId) -> Vec<Problem> {
         let Some(owner) = &record.owner else {
             return Vec::new();
         };
-        match self.choose_target(record.id, owner, Some(target), self.observed.now) {
+        let now = self.observed.now;
+        match self.target_by(live, record.id, owner, Some(target), now) {
             Ok((_, found)) => found,
             Err(problem) => vec![problem],
         }

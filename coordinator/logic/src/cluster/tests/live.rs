@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cluster::decide::Rating;
+use crate::input::Survey;
 use crate::placement::{Request, place};
 
 const NODES: [&str; 5] = ["node-1", "node-2", "node-3", "node-4", "node-5"];
@@ -124,6 +125,7 @@ fn perform(bench: &mut Bench, act: Act) {
                 node,
                 plan,
                 request,
+                survey: Survey::new(),
             });
         }
         Act::Migrate { vm } => {
