@@ -54,6 +54,8 @@ pub struct Candidacy {
     pub leader: watch::Sender<Option<Leader>>,
     /// Set when the daemon ends.
     pub stop: CancellationToken,
+    /// Set once this one leads, or knows that it does not.
+    pub settled: CancellationToken,
 }
 
 /// What a session needs, but for the cluster.
@@ -89,6 +91,7 @@ impl Candidacy {
                 Ok(Campaign::Won(leadership)) => self.lead(*leadership, &follower).await,
                 Ok(Campaign::Taken { leader, seen }) => {
                     self.follow(leader.as_ref());
+                    self.settled.cancel();
                     let mut watch = self.store.watch(LEADER, seen);
                     // The second is for a watch that broke without a word.
                     let next = tokio::time::timeout(self.period(), watch.next());
@@ -97,6 +100,7 @@ impl Candidacy {
                 Err(problem) => {
                     tracing::warn!(%problem, "no election: this coordinator only answers reads");
                     self.follow(None);
+                    self.settled.cancel();
                     let _ = stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
                 }
             }
@@ -138,6 +142,7 @@ impl Candidacy {
             Ok(handle) => handle,
             Err(problem) => {
                 tracing::error!(%problem, "cannot lead");
+                self.settled.cancel();
                 leadership.resign().await;
                 tokio::time::sleep(PAUSE).await;
                 return;
@@ -150,6 +155,7 @@ impl Candidacy {
             authority: self.sessions.authority.clone(),
             name: self.sessions.name.clone(),
         }));
+        self.settled.cancel();
         tracing::info!(fence = leadership.fence.0, "this coordinator leads");
         let why = tokio::select! {
             loss = leadership.lost() => Some(loss.to_string()),

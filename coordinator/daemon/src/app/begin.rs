@@ -94,7 +94,7 @@ impl Begin {
     ) -> Result<Begun, Problem> {
         match opened {
             Opened::Embedded(store) => self.alone(store, fatal).await,
-            Opened::Etcd(store) => self.elected(store),
+            Opened::Etcd(store) => self.elected(store).await,
         }
     }
 
@@ -113,11 +113,13 @@ impl Begin {
         Ok((Arc::new(door), role.always(), Leading::Alone(handle)))
     }
 
-    fn elected(self, store: Arc<EtcdStore>) -> Result<Begun, Problem> {
+    /// When this returns, it is known whether this one leads.
+    async fn elected(self, store: Arc<EtcdStore>) -> Result<Begun, Problem> {
         let (follower, leader) = follower(&store, &self.settings)?;
         let door = Door::new(self.parts.follower(&follower, self.stop.child_token()));
         let door = Arc::new(door);
         let (tell, roles) = watch::channel(Role::Follows { leader: None });
+        let settled = CancellationToken::new();
         let candidacy = Candidacy {
             store,
             about: self.about,
@@ -129,8 +131,10 @@ impl Begin {
             sessions: self.sessions,
             leader,
             stop: self.stop,
+            settled: settled.clone(),
         };
         let running = actix::spawn(candidacy.run(follower));
+        settled.cancelled().await;
         Ok((door, roles, Leading::Elected(running)))
     }
 }
