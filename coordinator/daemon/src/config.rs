@@ -127,6 +127,7 @@ pub struct RawConfig {
     protection: ProtectionRules,
     #[serde(default)]
     fence: BTreeMap<String, protection::RawFence>,
+    #[serde(default)]
     record: record::RawRecord,
     log: Option<String>,
 }
