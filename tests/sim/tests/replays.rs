@@ -48,7 +48,8 @@ fn a_cut_off_end_is_told_and_the_rest_replayed() {
 #[test]
 fn a_flipped_byte_is_found_wherever_it_is() {
     let file = &first();
-    for at in (0..file.len()).step_by(file.len() / 40) {
+    // Without its newline the last line is one that was cut off.
+    for at in (0..file.len() - 1).step_by(file.len() / 40) {
         let mut other = file.clone();
         other[at] ^= 1;
         let found = played(&other, Wanted::default());

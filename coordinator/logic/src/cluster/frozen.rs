@@ -7,7 +7,7 @@
 use serde_json::Value;
 
 use super::load::{self, LoadError};
-use super::state::Observed;
+use super::state::{Observed, Records};
 use super::{Cluster, Settings};
 use crate::record::{Key, Write};
 use godwit_shared::model::Problem;
@@ -24,16 +24,26 @@ impl Cluster {
     }
 
     fn keys(&self) -> impl Iterator<Item = Key> {
-        let records = &self.records;
-        let nodes = records.nodes.keys().cloned().map(Key::Node);
-        let tokens = records.tokens.keys().cloned().map(Key::Token);
-        let vms = records.vms.keys().copied().map(Key::Vm);
-        let migrations = records.migrations.keys().copied().map(Key::Migration);
-        let tasks = records.tasks.keys().copied().map(Key::Task);
-        let plans = records.plans.keys().copied().map(Key::Plan);
-        let events = records.events.iter().map(|event| Key::Event(event.seq));
-        let acts = migrations.chain(tasks).chain(plans).chain(events);
-        nodes.chain(tokens).chain(vms).chain(acts)
+        // Whoever adds a kind of records is asked for it here.
+        let Records {
+            nodes,
+            tokens,
+            vms,
+            migrations,
+            tasks,
+            plans,
+            leases,
+            events,
+        } = &self.records;
+        let things = nodes.keys().cloned().map(Key::Node);
+        let things = things.chain(tokens.keys().cloned().map(Key::Token));
+        let things = things.chain(vms.keys().copied().map(Key::Vm));
+        let things = things.chain(leases.keys().cloned().map(Key::Lease));
+        let acts = migrations.keys().copied().map(Key::Migration);
+        let acts = acts.chain(tasks.keys().copied().map(Key::Task));
+        let acts = acts.chain(plans.keys().copied().map(Key::Plan));
+        let acts = acts.chain(events.iter().map(|event| Key::Event(event.seq)));
+        things.chain(acts)
     }
 
     /// What it has observed beside the records.
