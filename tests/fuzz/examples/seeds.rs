@@ -9,9 +9,9 @@ use godwit_shared::model::{
 };
 use godwit_shared::wire::codec::encode;
 use godwit_shared::wire::document::Document;
-use godwit_shared::wire::roster::RosterMark;
 use godwit_shared::wire::frame::frame;
 use godwit_shared::wire::peer::{Prepare, SourceMessage, TargetMessage};
+use godwit_shared::wire::roster::RosterMark;
 use godwit_shared::wire::uplink::{
     ConsoleOpen, CoordinatorMessage, JoinRequest, Member, NodeHello, NodeMessage, NodeReply,
     NodeRequest, Verdict,
