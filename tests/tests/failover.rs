@@ -1,8 +1,10 @@
 //! Protected guests lose their node and are started again: after its lease and the
 //! margin, elsewhere, and never while the former still runs. A node that loses only
-//! the coordinator loses nothing.
+//! the coordinator loses nothing. With a fence agent nobody waits for the lease.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use godwit_shared::api::{LeaseState, LeaseView, NodeHealth};
@@ -10,7 +12,7 @@ use godwit_shared::model::spec::Protection;
 use godwit_shared::model::{MiB, VmSpec};
 use godwit_tests::events::{Mark, says};
 use godwit_tests::guest::{self, Work};
-use godwit_tests::harness::ClusterOptions;
+use godwit_tests::harness::{ClusterOptions, sweep};
 use godwit_tests::scene::{BOOT, SETTLE, Scene};
 use godwit_tests::wait;
 
@@ -20,9 +22,12 @@ const MARGIN: Duration = Duration::from_secs(1);
 /// A node's word that it vouched for nobody counts so long after its start.
 const YOUNG: Duration = Duration::from_secs(10);
 
-fn options() -> ClusterOptions {
+/// Long enough that a start before its end is somebody else's work.
+const LONG_LEASE: Duration = Duration::from_secs(120);
+
+fn options(settings: &str) -> ClusterOptions {
     ClusterOptions {
-        settings: "[protection]\nlease_ms = 4000\nmargin_ms = 1000\n".into(),
+        settings: settings.into(),
         ..ClusterOptions::nodes(3).relayed().memory(&[MiB(1024); 3])
     }
 }
@@ -35,7 +40,11 @@ fn protected(name: &str) -> VmSpec {
 
 /// Three nodes that hold leases; on the first a guest of either kind.
 async fn scene() -> Scene {
-    let mut scene = Scene::start(options()).await.unwrap();
+    scene_with("[protection]\nlease_ms = 4000\nmargin_ms = 1000\n").await
+}
+
+async fn scene_with(settings: &str) -> Scene {
+    let mut scene = Scene::start(options(settings)).await.unwrap();
     for index in 0..3 {
         lease(&scene, index, LeaseState::Held).await;
     }
@@ -128,6 +137,56 @@ async fn a_daemon_that_is_killed_leaves_a_guardian() {
     scene.cluster.nodes[0].start().await.unwrap();
     scene.cluster.wait_health(0, NodeHealth::Up).await.unwrap();
     scene.all_run_on(&[("kept", at), ("own", 0)]).await.unwrap();
+}
+
+/// A fence agent for the first node: it kills the processes that a file names, as
+/// a power switch would. The settings that name it.
+fn power_switch(dir: &Path) -> String {
+    let program = dir.join("fence_test");
+    let text = "#!/bin/sh\n\
+        cd \"$(dirname \"$0\")\" || exit 1\n\
+        case \"$(cat)\" in\n\
+        *action=off*) xargs kill -9 < on && mv on off ;;\n\
+        *) [ -e off ] && exit 2 ;;\n\
+        esac\n";
+    std::fs::write(&program, text).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+    format!(
+        "[protection]\nlease_ms = {}\nmargin_ms = 6000\nfence_after_ms = 1000\n\
+         [fence.node-1]\nagent = '{}'\n",
+        LONG_LEASE.as_millis(),
+        program.display()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fence_agent_spares_the_wait_for_the_lease() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut scene = scene_with(&power_switch(dir.path())).await;
+    let mark = scene.cluster.events.mark();
+    // The host hangs: its daemon says nothing, and its guests run on.
+    let (node, root) = (&scene.cluster.nodes[0], scene.cluster.root());
+    let run = node.run.display().to_string();
+    let own = sweep::processes(root).into_iter();
+    let own = own.filter(|process| process.mentions(&run)).map(|p| p.pid);
+    let daemon = node.daemon.pid().unwrap();
+    let pids: Vec<String> = own.chain([daemon]).map(|pid| pid.to_string()).collect();
+    assert!(pids.len() >= 4, "daemon, guardian, two guests: {pids:?}");
+    std::fs::write(dir.path().join("on"), pids.join(" ")).unwrap();
+    let begun = Instant::now();
+    scene.cluster.nodes[0].daemon.freeze().unwrap();
+
+    let at = runs_elsewhere(&scene).await;
+    assert!(begun.elapsed() < LONG_LEASE / 2, "that was the lease");
+    assert!(dir.path().join("off").exists());
+    for kind in ["node.fencing", "node.fenced"] {
+        happened(&scene, mark, kind, "node-1").await;
+    }
+    scene.count("kept").unwrap().check().unwrap();
+    scene.begin_anew("kept").unwrap();
+    scene.visit("kept").await.unwrap();
+    scene.runs_on("kept", at).await.unwrap();
+    scene.cluster.nodes[0].kill();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

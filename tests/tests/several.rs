@@ -11,10 +11,11 @@ use std::net::UdpSocket;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use godwit_shared::api::{AdminCredential, NodeHealth};
+use godwit_shared::api::{AdminCredential, LeaseState, NodeHealth};
 use godwit_shared::model::codes;
+use godwit_shared::model::spec::Protection;
 use godwit_tests::api::Api;
-use godwit_tests::guest::Work;
+use godwit_tests::guest::{self, Work};
 use godwit_tests::harness::ClusterOptions;
 use godwit_tests::harness::process::Daemon;
 use godwit_tests::harness::programs;
@@ -112,6 +113,15 @@ async fn led(scene: &mut Scene, credentials: &[&AdminCredential]) {
     scene.cluster.api = up.await.unwrap();
 }
 
+async fn holds_lease(scene: &Scene, index: usize) {
+    let (name, api) = (scene.cluster.name(index), &scene.cluster.api);
+    let held = wait::until("a lease", PATIENCE, || async {
+        let lease = api.node(&name).await?.lease;
+        Ok(lease.filter(|lease| lease.state == LeaseState::Held))
+    });
+    held.await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_outlives_its_leader_and_etcd_and_moves_under_the_next_one() {
     let mut etcd = Etcd::start();
@@ -131,7 +141,13 @@ async fn a_guest_outlives_its_leader_and_etcd_and_moves_under_the_next_one() {
     let all = [&first, &second, &third]
         .map(|c| c.endpoint.clone())
         .join(",");
-    scene.boot(&[("web", 0)], &Work::default()).await.unwrap();
+    for index in 0..2 {
+        holds_lease(&scene, index).await;
+    }
+    // It ends with its node's lease, if a change of leaders let that run out.
+    let mut web = guest::spec("web", &Work::default()).unwrap();
+    web.protection = Protection::Restart;
+    scene.boot_all(vec![(web, Some(0))]).await.unwrap();
     let id = scene.id("web").unwrap();
     let pid = scene.cluster.runs_once_on(id, 0).unwrap();
 
