@@ -35,6 +35,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::watch::{History, Watch};
 use super::{
     Commit, CommitError, Entry, Expect, Pending, Revision, Room, Scan, Store, StoreError, Write,
+    queue,
 };
 use crate::config::EtcdSettings;
 
@@ -109,14 +110,7 @@ impl EtcdStore {
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
-        let (sender, answer) = oneshot::channel();
-        // A request that was not taken drops its sender.
-        let _ = self.requests.send(make(sender));
-        Box::pin(async move {
-            answer
-                .await
-                .unwrap_or_else(|_| Err(StoreError::Closed.into()))
-        })
+        queue::ask(&self.requests, make)
     }
 }
 
@@ -144,13 +138,7 @@ impl Store for EtcdStore {
     }
 
     fn close(&self) -> Pending<(), StoreError> {
-        let (sender, done) = oneshot::channel();
-        let _ = self.requests.send(Request::Close(sender));
-        Box::pin(async move {
-            // A store that was closed before drops the sender.
-            let _ = done.await;
-            Ok(())
-        })
+        queue::close(&self.requests, Request::Close)
     }
 }
 

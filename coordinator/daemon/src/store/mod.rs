@@ -16,6 +16,7 @@
 #[cfg(test)]
 pub(crate) mod conformance;
 mod etcd;
+mod queue;
 mod redb;
 mod room;
 mod watch;

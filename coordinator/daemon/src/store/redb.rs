@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::watch::{Change, History, Watch};
 use super::{
-    Commit, CommitError, Entry, Expect, Pending, Revision, Scan, Store, StoreError, Write,
+    Commit, CommitError, Entry, Expect, Pending, Revision, Scan, Store, StoreError, Write, queue,
 };
 
 const RECORDS: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("records");
@@ -94,14 +94,7 @@ impl RedbStore {
         T: Send + 'static,
         E: From<StoreError> + Send + 'static,
     {
-        let (sender, answer) = oneshot::channel();
-        // A request that was not taken drops its sender.
-        let _ = self.requests.send(make(sender));
-        Box::pin(async move {
-            answer
-                .await
-                .unwrap_or_else(|_| Err(StoreError::Closed.into()))
-        })
+        queue::ask(&self.requests, make)
     }
 }
 
@@ -125,13 +118,7 @@ impl Store for RedbStore {
     }
 
     fn close(&self) -> Pending<(), StoreError> {
-        let (sender, done) = oneshot::channel();
-        let _ = self.requests.send(Request::Close(sender));
-        Box::pin(async move {
-            // A store that was closed before drops the sender.
-            let _ = done.await;
-            Ok(())
-        })
+        queue::close(&self.requests, Request::Close)
     }
 }
 
