@@ -9,6 +9,7 @@ use godwit_shared::api::{
 };
 use godwit_shared::model::{LifecycleCommand, MigrationId, Problem, TaskId, VmId, codes};
 use godwit_shared::wire::uplink::LogKind;
+use serde::Serialize;
 
 use super::Api;
 use super::answer::{Answer, accepted, task, unexpected};
@@ -57,12 +58,7 @@ pub(super) async fn show(
     request: HttpRequest,
     path: web::Path<String>,
 ) -> Answer {
-    Parameters::of(&request, &[])?;
-    let look = api
-        .cluster
-        .reader()
-        .read(|cluster| cluster.find_vm(&path).and_then(|vm| cluster.vm(vm)));
-    Ok(HttpResponse::Ok().json(look.await??))
+    look_at(&api, &request, &path, Cluster::vm).await
 }
 
 /// Where the VM could be as things are: every node with its score or what is
@@ -81,12 +77,22 @@ pub(super) async fn placement(
     request: HttpRequest,
     path: web::Path<String>,
 ) -> Answer {
-    Parameters::of(&request, &[])?;
-    let look = api
+    look_at(&api, &request, &path, Cluster::explain).await
+}
+
+/// What `look` finds of the VM of that name or id.
+async fn look_at<T: Serialize>(
+    api: &Api,
+    request: &HttpRequest,
+    name: &str,
+    look: impl FnOnce(&Cluster, VmId) -> Result<T, Problem>,
+) -> Answer {
+    Parameters::of(request, &[])?;
+    let found = api
         .cluster
         .reader()
-        .read(|cluster| cluster.find_vm(&path).and_then(|vm| cluster.explain(vm)));
-    Ok(HttpResponse::Ok().json(look.await??))
+        .read(|cluster| cluster.find_vm(name).and_then(|vm| look(cluster, vm)));
+    Ok(HttpResponse::Ok().json(found.await??))
 }
 
 /// Defines a VM, and starts it if that is asked for.
