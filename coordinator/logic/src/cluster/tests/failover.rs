@@ -354,9 +354,9 @@ fn a_start_that_fails_is_tried_again_later() {
     assert_ne!(bench.finish_start(vm), "a");
 }
 
-#[test]
-fn the_heir_of_a_migration_is_asked_before() {
-    let mut bench = three();
+/// The source of a migration to `b` is lost in doubt: the VM, its migration, and
+/// what is asked then.
+fn lost_in_doubt(bench: &mut Bench) -> (VmId, MigrationId, Sent) {
     let spec = protected(
         "web",
         &json!({ "disks": [{ "path": "/s", "shared": true }] }),
@@ -367,8 +367,14 @@ fn the_heir_of_a_migration_is_asked_before() {
     bench.reply(&migrate, Ok(NodeReply::Done));
     let moving = bench.moving(id, MigrationPhase::InDoubt, 1);
     bench.say("a", NodeMessage::Migration(moving));
-    lose(&mut bench, "a");
-    let question = bench.asked();
+    lose(bench, "a");
+    (vm, id, bench.asked())
+}
+
+#[test]
+fn the_heir_of_a_migration_is_asked_before() {
+    let mut bench = three();
+    let (vm, id, question) = lost_in_doubt(&mut bench);
     assert_eq!(question.node, node("b"));
     assert!(matches!(&question.body, NodeRequest::Verdict(query) if query.epoch == Epoch(2)));
     assert!(
@@ -384,18 +390,7 @@ fn the_heir_of_a_migration_is_asked_before() {
 #[test]
 fn an_heir_that_took_the_grant_has_the_vm() {
     let mut bench = three();
-    let spec = protected(
-        "web",
-        &json!({ "disks": [{ "path": "/s", "shared": true }] }),
-    );
-    let vm = bench.guarded(spec, "a");
-    let (id, _) = bench.migrate(vm, Some("b")).unwrap();
-    let migrate = bench.asked();
-    bench.reply(&migrate, Ok(NodeReply::Done));
-    let moving = bench.moving(id, MigrationPhase::InDoubt, 1);
-    bench.say("a", NodeMessage::Migration(moving));
-    lose(&mut bench, "a");
-    let question = bench.asked();
+    let (vm, _, question) = lost_in_doubt(&mut bench);
     let view = bench.vm(vm);
     bench.reply(
         &question,
